@@ -1,0 +1,33 @@
+"""Through which neurons does an adversarial attack come, and can they be mended?"""
+
+__version__ = "0.1.0"
+
+from fragile_neurons.analysis.correlation import correlate
+from fragile_neurons.analysis.dropout import dropout
+from fragile_neurons.analysis.robustness import robust_accuracy
+from fragile_neurons.analysis.targeting import targeting
+from fragile_neurons.classifier import Classifier
+from fragile_neurons.data.catalogue import load_data
+from fragile_neurons.data.images import ImageData
+from fragile_neurons.errors import FragileNeuronsError, IncompleteError, InputError, IntegrityError
+from fragile_neurons.models.loading import load_model
+from fragile_neurons.runs.run import Run, open_run
+from fragile_neurons.workflows import analyze
+
+__all__ = [
+    "Classifier",
+    "FragileNeuronsError",
+    "ImageData",
+    "IncompleteError",
+    "InputError",
+    "IntegrityError",
+    "Run",
+    "analyze",
+    "correlate",
+    "dropout",
+    "load_data",
+    "load_model",
+    "open_run",
+    "robust_accuracy",
+    "targeting",
+]

@@ -1,0 +1,157 @@
+"""How far FGSM, another image's FGSM and random noise move each channel, image by image."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from fragile_neurons.attacks.fgsm import gradient_sign
+from fragile_neurons.classifier import Classifier, evaluating
+from fragile_neurons.data.batches import Batch, batches
+from fragile_neurons.data.images import ImageData
+from fragile_neurons.interventions import record_maps
+from fragile_neurons.neurons import Layer
+from fragile_neurons.norms import perturb
+from fragile_neurons.seeds import numpy_generator
+
+NOISE_DRAWS = 10
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Disturbances:
+    """How far each channel of a layer moves on each image.
+
+    disturbance: (epsilons, n, channels), RMS change of the map under FGSM. swap_share, noise_share:
+    (epsilons, n, channels), each channel's share of the disturbance by another image's FGSM
+    perturbation, and by random signs (mean over draws). swapped: (n,) whether there was another
+    image to take one from. energy: (n, channels), mean square of the clean map.
+    """
+
+    disturbance: npt.NDArray[np.float32]
+    swap_share: npt.NDArray[np.float32]
+    noise_share: npt.NDArray[np.float32]
+    swapped: npt.NDArray[np.bool_]
+    energy: npt.NDArray[np.float32]
+
+    @classmethod
+    def join(cls, parts: Sequence[Disturbances]) -> Disturbances:
+        """More images."""
+        joined = {
+            field.name: np.concatenate(
+                [getattr(part, field.name) for part in parts], axis=0 if field.name == "swapped" else -2
+            )
+            for field in fields(cls)
+        }
+        return cls(**joined)
+
+
+def observe_disturbances(
+    classifier: Classifier,
+    data: ImageData,
+    layers: Sequence[Layer],
+    site: str,
+    epsilons: Sequence[Fraction],
+    *,
+    batch_size: int,
+    seed: int,
+    start: int = 0,
+    stop: int | None = None,
+) -> dict[str, Disturbances]:
+    """Disturbances of all channels of each layer on images start to stop, by layer name."""
+    found: dict[str, list[Disturbances]] = {layer.name: [] for layer in layers}
+    with evaluating(classifier):
+        for batch in batches(data, batch_size, classifier.device, start, stop):
+            for layer, part in zip(
+                layers, _observe(classifier, data, layers, site, epsilons, batch, seed), strict=True
+            ):
+                found[layer.name].append(part)
+    return {name: Disturbances.join(parts) for name, parts in found.items()}
+
+
+def _observe(
+    classifier: Classifier,
+    data: ImageData,
+    layers: Sequence[Layer],
+    site: str,
+    epsilons: Sequence[Fraction],
+    batch: Batch,
+    seed: int,
+) -> list[Disturbances]:
+    sites = [layer.site(site) for layer in layers]
+    logits, sign = gradient_sign(classifier, batch.images, batch.labels)
+    right = (logits.argmax(-1) == batch.labels).cpu().numpy()
+    partner, swapped = _partners(right, batch.positions, seed)
+    noise = _noise(sign, data, batch, seed)
+    clean = record_maps(classifier, sites, batch.images)
+
+    def disturbances(direction: torch.Tensor, epsilon: Fraction) -> list[torch.Tensor]:
+        moved = record_maps(classifier, sites, perturb(batch.images, direction, epsilon))
+        return [(one - two).square().mean(dim=2).sqrt() for one, two in zip(moved, clean, strict=True)]
+
+    struck, swap, random = [], [], []
+    for epsilon in epsilons:
+        struck.append(disturbances(sign, epsilon))
+        swap.append([_shares(one) for one in disturbances(sign[partner], epsilon)])
+        draws = [[_shares(one) for one in disturbances(direction, epsilon)] for direction in noise]
+        random.append([torch.stack(draw).mean(dim=0) for draw in zip(*draws, strict=True)])
+
+    def gather(by_epsilon: list[list[torch.Tensor]], position: int) -> Array:
+        channels = layers[position].channels
+        empty = np.zeros((0, batch.count, channels), np.float32)
+        return (
+            np.stack([one[position][: batch.count].cpu().numpy() for one in by_epsilon])
+            if by_epsilon
+            else empty
+        )
+
+    return [
+        Disturbances(
+            disturbance=gather(struck, position),
+            swap_share=gather(swap, position),
+            noise_share=gather(random, position),
+            swapped=swapped[: batch.count],
+            energy=clean[position].square().mean(dim=2)[: batch.count].cpu().numpy(),
+        )
+        for position in range(len(layers))
+    ]
+
+
+def _shares(disturbance: torch.Tensor) -> torch.Tensor:
+    """Each row over its sum; a row without any disturbance stays zero."""
+    total = disturbance.sum(dim=1, keepdim=True)
+    return torch.where(total > 0, disturbance / total, torch.zeros_like(disturbance))
+
+
+def _partners(
+    right: npt.NDArray[np.bool_], positions: npt.NDArray[np.int64], seed: int
+) -> tuple[torch.Tensor, npt.NDArray[np.bool_]]:
+    """For each row another right row of the batch: a seeded random cycle, so nobody gets its own."""
+    partner = np.arange(len(right))
+    _, first = np.unique(positions, return_index=True)
+    rows = first[right[first]]
+    cycle = numpy_generator(seed, "swap", int(positions[0])).permutation(rows)
+    partner[cycle] = np.roll(cycle, 1)
+    swapped = np.zeros(len(right), dtype=np.bool_)
+    swapped[rows] = len(rows) > 1
+    return torch.from_numpy(partner), swapped
+
+
+def _noise(sign: torch.Tensor, data: ImageData, batch: Batch, seed: int) -> torch.Tensor:
+    """(draws, *images) random signs, zero where FGSM's sign is; the draws belong to the image."""
+    assert data.indices is not None
+    draws = [
+        numpy_generator(seed, "noise", int(index)).integers(
+            0, 2, (NOISE_DRAWS, *sign.shape[1:]), dtype=np.int8
+        )
+        for index in data.indices[batch.positions]
+    ]
+    signs = torch.from_numpy(np.stack(draws, axis=1)).to(sign.device) * 2 - 1
+    return signs * sign.abs()

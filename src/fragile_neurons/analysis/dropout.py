@@ -1,0 +1,220 @@
+"""Nodal dropout: what the network loses without a neuron, and the verdict on the neuron."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import torch
+
+from fragile_neurons.analysis.robustness import Predictions, observe_predictions
+from fragile_neurons.analysis.selection import Selection, neuron_table, select
+from fragile_neurons.analysis.verdicts import Drops, Rule, judge_adversarial, judge_clean
+from fragile_neurons.classifier import Classifier, evaluating
+from fragile_neurons.data.batches import batches
+from fragile_neurons.data.images import ImageData
+from fragile_neurons.errors import check_choice
+from fragile_neurons.interventions import record_maps
+from fragile_neurons.neurons import Layer, Neuron
+from fragile_neurons.norms import parse_epsilons
+from fragile_neurons.sweeps.dropped import Dropped
+from fragile_neurons.sweeps.reference import sweep
+
+MODES = ("adaptive", "transfer")
+REPLACEMENTS = ("zero", "mean")
+
+Array = npt.NDArray[Any]
+
+
+def replacements(
+    classifier: Classifier,
+    data: ImageData,
+    layer: Layer,
+    channels: Sequence[int],
+    *,
+    site: str,
+    replace: str,
+    batch_size: int,
+) -> list[float]:
+    """What dropped channels become: `zero`, or the `mean` of each over all images and positions."""
+    if replace == "zero":
+        return [0.0] * len(channels)
+    total = torch.zeros(layer.channels, dtype=torch.float64)
+    with evaluating(classifier):
+        for batch in batches(data, batch_size, classifier.device):
+            (maps,) = record_maps(classifier, [layer.site(site)], batch.images)
+            total += maps[: batch.count].double().mean(dim=2).sum(dim=0).cpu()
+    return [float(total[channel]) / len(data) for channel in channels]
+
+
+def observe_drops(
+    classifier: Classifier,
+    data: ImageData,
+    layer: Layer,
+    channels: Sequence[int],
+    values: Sequence[float],
+    *,
+    site: str,
+    epsilons: Sequence[Fraction],
+    mode: str,
+    batch_size: int,
+    start: int = 0,
+    stop: int | None = None,
+) -> Dropped:
+    """Set each of these channels to its value in turn, on images start to stop."""
+    parts = []
+    with evaluating(classifier):
+        for batch in batches(data, batch_size, classifier.device, start, stop):
+            swept = sweep(
+                classifier,
+                layer.site(site),
+                channels,
+                values,
+                batch.images,
+                batch.labels,
+                epsilons,
+                adaptive=mode == "adaptive",
+            )
+            parts.append(swept.first_images(batch.count))
+    return Dropped.join_images(parts)
+
+
+@dataclass(frozen=True, eq=False)
+class Dropout:
+    """Each neuron's drops: accuracy with the whole network minus accuracy without the neuron.
+
+    clean: on the images. adv: one per epsilon, on FGSM images, in the mode said. margin_drop:
+    (neurons,) mean fall of the margin, in logits. adv_margin_drop, transfer_drop, gap_drop:
+    (epsilons, neurons); gap_drop is empty (nan) in mode transfer.
+    """
+
+    neurons: tuple[Neuron, ...]
+    epsilons: tuple[Fraction, ...]
+    site: str
+    mode: str
+    clean: Drops
+    adv: tuple[Drops, ...]
+    margin_drop: Array
+    adv_margin_drop: Array
+    transfer_drop: Array
+    gap_drop: Array
+
+    def to_table(self) -> pa.Table:
+        """A row per neuron and epsilon, columns as in neurons.csv; one row per neuron without epsilons."""
+        rows = max(1, len(self.epsilons))
+
+        def repeat(values: Array) -> Array:
+            return np.broadcast_to(values, (rows, len(self.neurons)))
+
+        columns = {"site": repeat(np.array(self.site)), "mode": repeat(np.array(self.mode))}
+        columns |= {f"clean_{key}": repeat(values) for key, values in self.clean.columns().items()}
+        empty = Drops.empty(len(self.neurons))
+        by_epsilon = [drops.columns() for drops in self.adv or (empty,)]
+        columns |= {f"adv_{key}": np.stack([one[key] for one in by_epsilon]) for key in by_epsilon[0]}
+        columns |= {"margin_drop": repeat(self.margin_drop)}
+        columns |= {name: getattr(self, name) for name in ("transfer_drop", "gap_drop", "adv_margin_drop")}
+        return neuron_table(self.neurons, self.epsilons, columns)
+
+
+def summarise_dropout(
+    selection: Selection,
+    predictions: Predictions,
+    dropped: Dropped,
+    epsilons: Sequence[Fraction],
+    *,
+    mode: str,
+    rule: Rule,
+) -> Dropout:
+    """Drops, intervals and verdicts from what was observed on all images."""
+    layers = np.array([neuron.layer for neuron in selection.neurons])
+    right, adv_right = predictions.right[:, None], predictions.adv_right[..., None]
+    transfer_drop = (adv_right.astype(np.int8) - dropped.transfer_right).mean(axis=1)
+    if mode == "adaptive":
+        without, adv_margin = dropped.adv_right, dropped.adv_margin
+    else:
+        without, adv_margin = dropped.transfer_right, dropped.transfer_margin
+    clean = judge_clean(right, dropped, predictions, layers, rule)
+    adv = tuple(
+        judge_adversarial(adv_right[row], without[row], dropped, row, predictions, layers, rule, mode=mode)
+        for row in range(len(epsilons))
+    )
+    adv_drop = (adv_right.astype(np.int8) - without).mean(axis=1)
+    gap_drop = clean.drop - adv_drop
+    margin_fall = predictions.adv_margin[..., None].astype(np.float64) - adv_margin
+    return Dropout(
+        neurons=selection.neurons,
+        epsilons=tuple(epsilons),
+        site=selection.site,
+        mode=mode,
+        clean=clean,
+        adv=adv,
+        margin_drop=(predictions.margin[:, None].astype(np.float64) - dropped.clean_margin).mean(axis=0),
+        adv_margin_drop=margin_fall.mean(axis=1),
+        transfer_drop=transfer_drop,
+        gap_drop=gap_drop if mode == "adaptive" else np.full_like(gap_drop, np.nan),
+    )
+
+
+def observe_all_drops(
+    classifier: Classifier,
+    data: ImageData,
+    selection: Selection,
+    *,
+    replace: str,
+    epsilons: Sequence[Fraction],
+    mode: str,
+    batch_size: int,
+) -> Dropped:
+    """Drop every chosen neuron in turn, on all images."""
+    parts = []
+    for layer in selection.layers:
+        channels = selection.channels(layer)
+        values = replacements(
+            classifier, data, layer, channels, site=selection.site, replace=replace, batch_size=batch_size
+        )
+        parts.append(
+            observe_drops(
+                classifier,
+                data,
+                layer,
+                channels,
+                values,
+                site=selection.site,
+                epsilons=epsilons,
+                mode=mode,
+                batch_size=batch_size,
+            )
+        )
+    return Dropped.join_neurons(parts)
+
+
+def dropout(
+    classifier: Classifier,
+    data: ImageData,
+    *,
+    layer: str = "first",
+    neurons: str | Sequence[str] = "all",
+    site: str = "conv",
+    replace: str = "zero",
+    epsilons: Sequence[str | float | Fraction] = (),
+    mode: str = "adaptive",
+    verdict_rule: str = "tested",
+    tolerance: float = 0.01,
+    batch_size: int = 256,
+    seed: int = 0,
+) -> Dropout:
+    """Drop each chosen neuron in turn; epsilons=[] measures clean images only."""
+    grid, rule = parse_epsilons(epsilons), Rule(verdict_rule, tolerance)
+    check_choice("mode", mode, MODES)
+    check_choice("replace", replace, REPLACEMENTS)
+    selection = select(classifier, data, layer=layer, neurons=neurons, site=site, seed=seed)
+    predictions = observe_predictions(classifier, data, grid, batch_size=batch_size)
+    dropped = observe_all_drops(
+        classifier, data, selection, replace=replace, epsilons=grid, mode=mode, batch_size=batch_size
+    )
+    return summarise_dropout(selection, predictions, dropped, grid, mode=mode, rule=rule)

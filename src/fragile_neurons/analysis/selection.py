@@ -1,0 +1,79 @@
+"""What an analysis is about: the layers and neurons chosen, after the fatal checks have passed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from fragile_neurons.classifier import Classifier
+from fragile_neurons.data.batches import batches
+from fragile_neurons.data.images import ImageData
+from fragile_neurons.neurons import Layer, Neuron, executed_layers, select_layers, select_neurons
+from fragile_neurons.probe import PROBE_IMAGES, Check, probe
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Layers in order of execution, their chosen neurons in the same order, and the site of all."""
+
+    layers: tuple[Layer, ...]
+    neurons: tuple[Neuron, ...]
+    site: str
+    checks: tuple[Check, ...]
+
+    def channels(self, layer: Layer) -> list[int]:
+        """The chosen channels of a layer, ascending."""
+        return [neuron.channel for neuron in self.neurons if neuron.layer == layer.name]
+
+
+def probed_layers(classifier: Classifier, data: ImageData) -> tuple[tuple[Layer, ...], tuple[Check, ...]]:
+    """All executed layers, after the fatal checks; raises InputError where one fails."""
+    batch = next(batches(data, PROBE_IMAGES, classifier.device))
+    checks = probe(classifier, batch.images, batch.labels, data.classes)
+    return executed_layers(classifier, batch.images), checks
+
+
+def select(
+    classifier: Classifier,
+    data: ImageData,
+    *,
+    layer: str = "first",
+    neurons: str | Sequence[str] = "all",
+    site: str = "conv",
+    seed: int = 0,
+) -> Selection:
+    """Probe the network and choose; layer and neurons as in the command's options of these names."""
+    executed, checks = probed_layers(classifier, data)
+    layers = select_layers(classifier, executed, layer)
+    for one in layers:
+        one.site(site)
+    chosen = select_neurons(layers, neurons if isinstance(neurons, str) else ",".join(neurons), seed)
+    named = {neuron.layer for neuron in chosen}
+    return Selection(tuple(one for one in layers if one.name in named), chosen, site, checks)
+
+
+def neuron_table(
+    neurons: Sequence[Neuron], epsilons: Sequence[Fraction], columns: dict[str, npt.NDArray[Any]]
+) -> pa.Table:
+    """Columns of shape (epsilons, neurons) as a table: a row per neuron and epsilon, nan as empty.
+
+    Without epsilons there is one row per neuron, and what has no row at all is empty in it.
+    """
+    grid = [float(epsilon) for epsilon in epsilons] or [None]
+    keys = {
+        "layer": pa.array([neuron.layer for neuron in neurons for _ in grid], pa.string()),
+        "channel": pa.array([neuron.channel for neuron in neurons for _ in grid], pa.int64()),
+        "epsilon": pa.array([epsilon for _ in neurons for epsilon in grid], pa.float64()),
+    }
+    nothing = np.full((1, len(neurons)), np.nan)
+    values = {
+        name: pa.array((array if len(array) else nothing).T.ravel(), from_pandas=True)
+        for name, array in columns.items()
+    }
+    return pa.table({**keys, **values})

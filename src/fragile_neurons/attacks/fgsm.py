@@ -1,0 +1,45 @@
+"""The fast gradient sign method (Goodfellow, Shlens, Szegedy 2015)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fractions import Fraction
+
+import torch
+
+from fragile_neurons.classifier import Classifier
+from fragile_neurons.errors import InputError
+from fragile_neurons.losses import cross_entropy_direction
+from fragile_neurons.norms import perturb
+
+
+def gradient_sign(
+    classifier: Classifier, images: torch.Tensor, labels: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The logits, and the sign of the gradient of the cross-entropy at the images; sign(0) = 0."""
+    with torch.enable_grad():
+        leaves = images.detach().requires_grad_(True)
+        logits = classifier(leaves)
+        if not logits.requires_grad:
+            raise InputError(
+                "the network passes no gradient from its logits to its images",
+                given=classifier.name,
+                allowed="a network that autograd can differentiate",
+                fix="remove torch.no_grad, detach and inference_mode from its forward",
+            )
+        direction = cross_entropy_direction(logits.detach(), labels)
+        (gradient,) = torch.autograd.grad(logits, leaves, grad_outputs=direction)
+    return logits.detach(), gradient.sign()
+
+
+def fgsm(
+    classifier: Classifier,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    epsilons: Sequence[Fraction],
+    *,
+    generator: torch.Generator | None = None,
+) -> torch.Tensor:
+    """Adversarial images (epsilons, n, channels, height, width); one backward pass for the grid."""
+    _, sign = gradient_sign(classifier, images, labels)
+    return torch.stack([perturb(images, sign, epsilon) for epsilon in epsilons])

@@ -1,0 +1,94 @@
+"""The subject of every analysis: a module with its normalisation inside."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from fragile_neurons.errors import InputError
+
+
+class Classifier(nn.Module):
+    """A network from images in [0, 1], float32 (n, channels, height, width), to logits (n, classes).
+
+    The normalisation (mean, std per channel) is applied inside. The module is kept as it is: its
+    layers keep their names, its weights are shared, not copied.
+    """
+
+    mean: torch.Tensor | None
+    std: torch.Tensor | None
+
+    def __init__(
+        self,
+        module: nn.Module,
+        *,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        name: str | None = None,
+    ) -> None:
+        super().__init__()
+        if not isinstance(module, nn.Module):
+            raise InputError(
+                "the network is not a torch.nn.Module",
+                given=type(module).__name__,
+                allowed="any torch.nn.Module that maps images to logits",
+                fix="wrap the function in a small nn.Module",
+            )
+        if (mean is None) != (std is None) or (mean and std and len(mean) != len(std)):
+            raise InputError(
+                "mean and std do not go together",
+                given=f"mean={mean}, std={std}",
+                allowed="both or neither, one value per channel each",
+                fix="give both, e.g. mean=[0.1307], std=[0.3081]",
+            )
+        if std is not None and not all(value > 0 for value in std):
+            raise InputError(
+                "std is not positive",
+                given=list(std),
+                allowed="values above 0",
+                fix="check the order of mean and std",
+            )
+        device = next((tensor.device for tensor in module.state_dict().values()), torch.device("cpu"))
+        self.module = module
+        self.name = name or type(module).__name__
+        for key, values in (("mean", mean), ("std", std)):
+            tensor = None if values is None else torch.tensor(values, device=device).view(1, -1, 1, 1)
+            self.register_buffer(key, tensor, persistent=False)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        if self.mean is not None and self.std is not None:
+            images = (images - self.mean) / self.std
+        logits: torch.Tensor = self.module(images)
+        return logits
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are; the CPU for a module without any."""
+        return next((tensor.device for tensor in self.module.state_dict().values()), torch.device("cpu"))
+
+    def sha256(self) -> str:
+        """A checksum of names, shapes, types and values of all weights, and of the normalisation."""
+        digest = hashlib.sha256()
+        tensors = {**self.module.state_dict(), "(mean)": self.mean, "(std)": self.std}
+        for key, tensor in sorted(tensors.items()):
+            if tensor is not None:
+                values = tensor.detach().cpu().contiguous()
+                digest.update(f"{key} {values.dtype} {tuple(values.shape)}\n".encode())
+                digest.update(values.reshape(-1).view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside the block; every submodule's own training flag back afterwards."""
+    flags = [(submodule, submodule.training) for submodule in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for submodule, flag in flags:
+            submodule.training = flag

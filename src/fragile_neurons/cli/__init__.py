@@ -1,0 +1,39 @@
+"""The command `fragile-neurons`: one file per command; each parses, calls and prints."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from fragile_neurons.cli import data
+from fragile_neurons.cli.analyze import analyze
+from fragile_neurons.cli.console import errors
+from fragile_neurons.cli.models import layers, models
+from fragile_neurons.cli.runs import resume, status, verify
+from fragile_neurons.cli.train import train
+from fragile_neurons.errors import FragileNeuronsError
+
+INTERRUPTED = 130
+
+app = typer.Typer(
+    help="Through which neurons does an adversarial attack come, and can they be mended?",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+for command in (analyze, resume, status, verify, layers, models, train):
+    app.command()(command)
+app.add_typer(data.app, name="data")
+
+
+def main() -> None:
+    """Run the command; a user's mistake becomes one message and an exit code, never a traceback."""
+    try:
+        app(standalone_mode=True)
+    except FragileNeuronsError as error:
+        errors.print(f"error: {error}", markup=False)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        errors.print("interrupted", markup=False)
+        sys.exit(INTERRUPTED)

@@ -1,0 +1,41 @@
+"""How the command speaks: rich on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+console = Console(highlight=False, soft_wrap=True)
+errors = Console(stderr=True, highlight=False, soft_wrap=True)
+
+SECONDS_BETWEEN_LINES = 10.0
+
+
+def say(line: str) -> None:
+    """One plain line on the error stream, so that standard output stays the result."""
+    errors.print(line, markup=False)
+
+
+@contextmanager
+def progress(title: str, total: int) -> Iterator[Callable[[int, str], None]]:
+    """A callback (done so far, note) that draws a bar, or a line every ten seconds."""
+    if errors.is_terminal:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, TextColumn("{task.fields[note]}"), console=errors) as bar:
+            task = bar.add_task(title, total=total, note="")
+            yield lambda done, note="": bar.update(task, completed=done, note=note)
+        return
+    started = last = time.monotonic()
+
+    def line(done: int, note: str = "") -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last >= SECONDS_BETWEEN_LINES or done == total:
+            last = now
+            say(f"{title}: {done} of {total}, {now - started:.0f} s{', ' if note else ''}{note}")
+
+    yield line

@@ -1,0 +1,54 @@
+"""What a finished run looks like on a terminal."""
+
+from __future__ import annotations
+
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from fragile_neurons.cli.console import console
+from fragile_neurons.report import sentences
+from fragile_neurons.report.tables import FRAGILE, TARGETED, last_epsilon, top_neurons
+from fragile_neurons.runs.run import Run
+
+ROWS = 5
+COLOURS = {
+    "fragile": "red",
+    "antifragile": "magenta",
+    "robust": "green",
+    "null": "dim",
+    "undecided": "yellow",
+}
+
+
+def show_run(run: Run) -> None:
+    """A verdict strip, the most fragile and most targeted neurons, the headlines, the folder."""
+    found, epsilon = run.summary, last_epsilon(run)
+    data = found["data"]
+    lines = [f"clean accuracy     {sentences.accuracy(found['clean_accuracy'])}"]
+    lines += [f"{'FGSM ' + row['epsilon']:<18} {sentences.accuracy(row)}" for row in found["robust_accuracy"]]
+    lines += [
+        f"{row['layer'] + ', ' + sentences.condition(row):<18} {sentences.verdicts(row)}"
+        for row in found["dropout"]
+    ]
+    title = f"{found['model']['name']} on {data['n']:,} {data['split']} images of {data['name']}, site {found['site']}"
+    console.print(Panel(Text("\n".join(lines)), title=Text(title), expand=False))
+    _show(run, "Most fragile neurons, by clean margin drop", FRAGILE, "margin_drop", epsilon)
+    if epsilon:
+        strongest = found["spec"]["epsilons"][-1]
+        _show(run, f"Most targeted neurons, FGSM {strongest}", TARGETED, "share", epsilon)
+        console.print(Text("Does the attack strike the fragile neurons?", style="bold"))
+        for pair in found["correlation"]:
+            if pair["headline"]:
+                console.print(Text(f"  {sentences.headline(pair)}"))
+    console.print(Text(f"\nThe run is in {run.folder} (summary.md, summary.json, neurons.csv, ...)"))
+
+
+def _show(run: Run, title: str, columns: dict, by: str, epsilon: float | None) -> None:
+    table = Table(title=Text(title, style="bold"), title_justify="left")
+    for name in columns:
+        table.add_column(name)
+    for row in top_neurons(run, by, epsilon, ROWS):
+        cells = [cell(row) for cell in columns.values()]
+        table.add_row(*(Text(cell, style=COLOURS.get(cell, "")) for cell in cells))
+    console.print(table)

@@ -1,0 +1,49 @@
+"""fragile-neurons resume | status | verify"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fragile_neurons.cli.console import console, progress
+from fragile_neurons.cli.findings import show_run
+from fragile_neurons.errors import IncompleteError, IntegrityError
+from fragile_neurons.runs.ledger import Ledger
+from fragile_neurons.workflows import resume as resume_run
+
+Folder = Annotated[Path, typer.Argument(metavar="DIR", help="A run folder.")]
+
+
+def resume(folder: Folder) -> None:
+    """Finish an interrupted run; what is done is not done again.
+
+    Example: fragile-neurons resume runs/mnist-cnn-mnist-1a2b3c4d
+    """
+    show_run(resume_run(folder, progress=progress))
+
+
+def status(folder: Folder) -> None:
+    """How far a run is; exit code 3 while it is not finished.
+
+    Example: fragile-neurons status runs/mnist-cnn-mnist-1a2b3c4d
+    """
+    with Ledger(folder) as ledger:
+        units, left, exported = len(ledger.units()), len(ledger.pending()), ledger.is_exported
+    state = f"{units - left} of {units} units done"
+    if left or not exported:
+        raise IncompleteError(f"{folder}: {state}\n  fix:     fragile-neurons resume {folder}")
+    console.print(f"{folder}: {state}, all files written", markup=False)
+
+
+def verify(folder: Folder) -> None:
+    """Hold every stored result and every file against its checksum; exit code 4 if one differs.
+
+    Example: fragile-neurons verify runs/mnist-cnn-mnist-1a2b3c4d
+    """
+    with Ledger(folder) as ledger:
+        damage, units = ledger.damage(), len(ledger.units())
+    if damage:
+        raise IntegrityError(f"{folder} is damaged: {', '.join(damage)}")
+    console.print(f"{folder}: {units} units and all files are as they were written", markup=False)

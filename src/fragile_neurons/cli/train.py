@@ -1,0 +1,52 @@
+"""fragile-neurons train"""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fragile_neurons.cli.console import console, progress, say
+from fragile_neurons.cli.options import parse_device
+from fragile_neurons.norms import parse_epsilon
+from fragile_neurons.training.train import CARD, WEIGHTS, train_model
+
+
+def train(
+    model: Annotated[str, typer.Option(help="A model by name; see `fragile-neurons models`.")],
+    data: Annotated[str, typer.Option(help="A data set by name; see `fragile-neurons data list`.")],
+    adversarial: Annotated[
+        str | None,
+        typer.Option(metavar="EPS", help="Train on PGD images of this epsilon, e.g. 0.2 or 8/255."),
+    ] = None,
+    epochs: Annotated[int, typer.Option(min=1)] = 8,
+    output: Annotated[Path | None, typer.Option(help="Default: trained/<model>.")] = None,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+) -> None:
+    """Train a network; killed and started again, it goes on from its last epoch.
+
+    Example: fragile-neurons train --model mnist-cnn-robust --data mnist --adversarial 0.2
+    """
+    folder = output or Path("trained") / model
+    epsilon = None if adversarial is None else parse_epsilon(adversarial)
+    arguments = ["fragile-neurons", "train", "--model", model, "--data", data, "--epochs", str(epochs)]
+    arguments += ["--seed", str(seed)] + ([] if adversarial is None else ["--adversarial", adversarial])
+    steps = train_model(
+        model,
+        data,
+        output=folder,
+        epochs=epochs,
+        adversarial=epsilon,
+        seed=seed,
+        device=parse_device(device),
+        command=shlex.join(arguments),
+    )
+    with progress(f"training {model}", epochs) as advance:
+        for step in steps:
+            advance(step.epoch - (step.step < step.steps), f"epoch {step.epoch}, loss {step.loss:.4f}")
+        say("judging the trained network on the test images")
+    console.print(f"weights: {folder / WEIGHTS}\ncard:    {folder / CARD}", markup=False)
+    console.print((folder / CARD).read_text(), markup=False)

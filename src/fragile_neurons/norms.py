@@ -1,0 +1,67 @@
+"""The threat model: L-infinity perturbations of pixels in [0, 1], with exact budgets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from fractions import Fraction
+
+import torch
+
+from fragile_neurons.errors import InputError
+
+
+def parse_epsilon(value: str | float | Fraction) -> Fraction:
+    """The exact budget that a user wrote: "8/255", "0.1" or 0.1, in pixel units of [0, 1]."""
+    try:
+        epsilon = value if isinstance(value, Fraction) else Fraction(str(value).strip())
+    except (ValueError, ZeroDivisionError):
+        raise InputError(
+            "epsilon is not a number",
+            given=value,
+            allowed='a number in [0, 1] such as "0.1" or "8/255"',
+            fix="write epsilons separated by commas: 0.05,0.1,8/255",
+        ) from None
+    if not 0 <= epsilon <= 1:
+        meant = f'; did you mean "{value}/255"?' if 1 < epsilon <= 255 else ""
+        raise InputError(
+            "epsilon lies outside the pixel range",
+            given=value,
+            allowed="a number in [0, 1]: pixels are in [0, 1], not 0 to 255",
+            fix=f"give the budget in pixel units of [0, 1]{meant}",
+        )
+    return epsilon
+
+
+def parse_epsilons(values: Iterable[str | float | Fraction]) -> tuple[Fraction, ...]:
+    """A grid of budgets, ascending; a budget given twice is refused."""
+    epsilons = sorted(parse_epsilon(value) for value in values)
+    for one, next_one in zip(epsilons, epsilons[1:], strict=False):
+        if one == next_one:
+            raise InputError(
+                "an epsilon is given twice",
+                given=format_epsilon(one),
+                allowed="each budget once (0.2 and 51/255 are the same budget)",
+                fix="remove the duplicate",
+            )
+    return tuple(epsilons)
+
+
+def format_epsilon(epsilon: Fraction) -> str:
+    """The shortest exact text of a budget: a decimal if there is one, else n/255, else p/q."""
+    decimal = repr(float(epsilon))
+    if Fraction(decimal) == epsilon:
+        return decimal.removesuffix(".0")
+    if 255 % epsilon.denominator == 0:
+        return f"{epsilon * 255}/255"
+    return str(epsilon)
+
+
+def perturb(images: torch.Tensor, direction: torch.Tensor, epsilon: Fraction) -> torch.Tensor:
+    """clip(images + epsilon * direction, 0, 1); epsilon 0 gives the images back bit for bit."""
+    return (images + float(epsilon) * direction).clamp(0.0, 1.0)
+
+
+def project(candidates: torch.Tensor, images: torch.Tensor, epsilon: Fraction) -> torch.Tensor:
+    """The nearest images within epsilon of `images` and within [0, 1]."""
+    radius = float(epsilon)
+    return candidates.clamp(images - radius, images + radius).clamp(0.0, 1.0)

@@ -1,0 +1,169 @@
+"""The fatal checks: what makes every later number meaningless is refused before any is computed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from fragile_neurons.classifier import Classifier, evaluating
+from fragile_neurons.errors import InputError
+
+PROBE_IMAGES = 8
+TOLERANCE = 1e-4  # of the largest logit; batch-mates and repeats may only move the last bits
+
+
+@dataclass(frozen=True)
+class Check:
+    """One question about a network, its answer (pass, warn or fail), and what the answer means."""
+
+    name: str
+    status: str
+    value: float
+    meaning: str
+
+
+def probe(
+    classifier: Classifier, images: torch.Tensor, labels: torch.Tensor, classes: tuple[str, ...]
+) -> tuple[Check, ...]:
+    """Run the fatal checks on at least two images; raises InputError at the first that fails."""
+    was_training = any(module.training for module in classifier.module.modules())
+    _refuse_weights(classifier.module)
+    _refuse_batch_statistics(classifier.module)
+    if len(images) < 2:
+        raise InputError(
+            "there are too few images to probe the network",
+            given=len(images),
+            allowed="at least 2",
+            fix="give more images",
+        )
+    with evaluating(classifier), torch.no_grad():
+        logits = _forward(classifier, images)
+        _refuse_shape(logits, images, labels, classes)
+        _refuse_probabilities(logits)
+        repeat = _largest_move(logits, _forward(classifier, images))
+        _refuse_move(
+            repeat, "the outputs change between passes", "a deterministic network", "remove its noise"
+        )
+        mates = images.flip(0).contiguous(memory_format=torch.channels_last)
+        half = (len(images) + 1) // 2
+        mates[:half] = images[:half]
+        mixed = _largest_move(logits[:half], _forward(classifier, mates)[:half])
+        _refuse_move(
+            mixed,
+            "the outputs of an image depend on the other images in its batch",
+            "a network that treats each image alone",
+            "use running statistics in normalisation layers",
+        )
+    return (
+        Check("finite weights", "pass", 0.0, "no weight is NaN or infinite"),
+        Check(
+            "evaluation mode",
+            "pass",
+            float(was_training),
+            "the network came in train mode; it was analysed in evaluation mode and put back"
+            if was_training
+            else "the network came in evaluation mode",
+        ),
+        Check(
+            "repeatable", "pass", repeat, "largest move of a logit between two passes, of the largest logit"
+        ),
+        Check("batch-mates", "pass", mixed, "largest move of a logit when the rest of the batch changes"),
+        Check("logits", "pass", 0.0, "the outputs are not probabilities"),
+    )
+
+
+def _refuse_weights(module: nn.Module) -> None:
+    for name, tensor in module.state_dict().items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise InputError(
+                f"the weights {name} are not finite",
+                given=f"{int((~torch.isfinite(tensor)).sum())} NaN or infinite of {tensor.numel()} values",
+                allowed="finite weights",
+                fix="load an earlier checkpoint; this training diverged",
+            )
+
+
+def _refuse_batch_statistics(module: nn.Module) -> None:
+    for name, submodule in module.named_modules():
+        if isinstance(submodule, nn.modules.batchnorm._BatchNorm) and submodule.running_mean is None:
+            raise InputError(
+                f"the normalisation {name} uses the statistics of the batch",
+                given="track_running_stats=False",
+                allowed="running statistics: the outputs of an image may not depend on its batch-mates",
+                fix="train with track_running_stats=True",
+            )
+
+
+def _forward(classifier: Classifier, images: torch.Tensor) -> torch.Tensor:
+    try:
+        logits: object = classifier(images)
+    except Exception as error:  # whatever a foreign network raises, it cannot take these images
+        raise InputError(
+            "the network cannot process these images",
+            given=f"images {tuple(images.shape)}: {type(error).__name__}: {' '.join(str(error).split())[:300]}",
+            allowed="images (n, channels, height, width) of the channels and size it was built for",
+            fix="choose the data this network was trained on",
+        ) from error
+    if not isinstance(logits, torch.Tensor) or logits.ndim != 2 or not logits.is_floating_point():
+        shown = f"{tuple(logits.shape)} {logits.dtype}" if isinstance(logits, torch.Tensor) else type(logits)
+        raise InputError(
+            "the network does not return logits",
+            given=shown,
+            allowed=f"a float tensor ({len(images)}, classes)",
+            fix="wrap the network so that it returns its logits alone",
+        )
+    return logits
+
+
+def _refuse_shape(
+    logits: torch.Tensor, images: torch.Tensor, labels: torch.Tensor, classes: tuple[str, ...]
+) -> None:
+    if len(logits) != len(images) or logits.shape[1] != len(classes) or logits.shape[1] < 2:
+        raise InputError(
+            "the network has the wrong number of classes",
+            given=f"logits {tuple(logits.shape)} for {len(images)} images",
+            allowed=f"({len(images)}, {len(classes)}): one logit per class of the data, at least 2",
+            fix="choose the data this network was trained on",
+        )
+    if not torch.isfinite(logits).all():
+        raise InputError(
+            "the logits are not finite",
+            given=f"{int((~torch.isfinite(logits)).sum())} NaN or infinite of {logits.numel()}",
+            allowed="finite logits",
+            fix="check the normalisation (mean, std) and the weights",
+        )
+    if len(labels) and int(labels.max()) >= len(classes):
+        raise InputError(
+            "a label is out of range",
+            given=int(labels.max()),
+            allowed=f"0 to {len(classes) - 1}",
+            fix="number the classes from 0",
+        )
+
+
+def _refuse_probabilities(logits: torch.Tensor) -> None:
+    sums = logits.sum(dim=1)
+    if (logits >= 0).all() and torch.allclose(sums, torch.ones_like(sums), atol=1e-4):
+        raise InputError(
+            "the network returns probabilities, not logits",
+            given=f"rows between {float(logits.min()):g} and {float(logits.max()):g} that sum to 1",
+            allowed="the scores before the softmax: after it gradients vanish and attacks look weak",
+            fix="remove the softmax at its end",
+        )
+
+
+def _largest_move(logits: torch.Tensor, again: torch.Tensor) -> float:
+    scale = float(logits.abs().max())
+    return float((again - logits).abs().max()) / scale if scale > 0 else 0.0
+
+
+def _refuse_move(move: float, problem: str, allowed: str, fix: str) -> None:
+    if not move <= TOLERANCE:
+        raise InputError(
+            problem,
+            given=f"a logit moved by {move:.2g} of the largest logit",
+            allowed=f"{allowed}, to {TOLERANCE:g}",
+            fix=fix,
+        )

@@ -1,0 +1,115 @@
+"""summary.md: a run's main tables in Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from fragile_neurons.report import sentences
+from fragile_neurons.report.sentences import number, points
+from fragile_neurons.runs.run import Run
+
+MOST_ROWS = 10
+
+
+def top_neurons(run: Run, column: str, epsilon: float | None, count: int = MOST_ROWS) -> list[dict[str, Any]]:
+    """The rows of neurons.csv at one epsilon with the largest values in a column."""
+    rows = [row for row in run.neurons.to_pylist() if row["epsilon"] == epsilon and row[column] is not None]
+    return sorted(rows, key=lambda row: (-row[column], row["layer"], row["channel"]))[:count]
+
+
+def last_epsilon(run: Run) -> float | None:
+    """The largest epsilon of the run; None for a clean run."""
+    values = [value for value in run.neurons["epsilon"].to_pylist() if value is not None]
+    return max(values) if values else None
+
+
+def markdown(run: Run) -> str:
+    """The whole of summary.md."""
+    found, epsilon = run.summary, last_epsilon(run)
+    data = found["data"]
+    layers = ", ".join(f"{layer['name']} ({layer['neurons']} neurons)" for layer in found["layers"])
+    parts = [
+        f"# {escape(found['model']['name'])} on {escape(data['name'])}",
+        f"{data['n']:,} {escape(data['split'])} images; {escape(layers)}; site {found['site']}. "
+        "Accuracies with 95 % Wilson intervals; drops in percentage points (pp) with 95 % Tango intervals.",
+        "## Accuracy",
+        table(
+            ["attack", "epsilon", "accuracy"],
+            [["none", "0", sentences.accuracy(found["clean_accuracy"])]]
+            + [[row["attack"], row["epsilon"], sentences.accuracy(row)] for row in found["robust_accuracy"]],
+        ),
+        "## Verdicts of nodal dropout",
+        table(
+            ["layer", "condition", "verdicts"],
+            [[row["layer"], sentences.condition(row), sentences.verdicts(row)] for row in found["dropout"]],
+        ),
+        "## Most fragile neurons (clean margin drop)",
+        table(FRAGILE, [_cells(row, FRAGILE) for row in top_neurons(run, "margin_drop", epsilon)]),
+    ]
+    if epsilon:
+        parts += [
+            f"## Most targeted neurons (FGSM {found['spec']['epsilons'][-1]})",
+            table(TARGETED, [_cells(row, TARGETED) for row in top_neurons(run, "share", epsilon)]),
+            "## Does the attack strike the fragile neurons?",
+            *(f"- {escape(sentences.headline(pair))}" for pair in found["correlation"] if pair["headline"]),
+        ]
+    parts += [
+        "## Checks",
+        table(
+            ["check", "status", "meaning"],
+            [[check["name"], check["status"], check["meaning"]] for check in found["checks"]],
+        ),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _neuron(row: dict[str, Any]) -> str:
+    return f"{row['layer']}:{row['channel']}"
+
+
+def _drop(prefix: str) -> Callable[[dict[str, Any]], str]:
+    return lambda row: (
+        f"{points(row[prefix + '_drop'])} [{points(row[prefix + '_low'])}, {points(row[prefix + '_high'])}]"
+    )
+
+
+FRAGILE: dict[str, Callable[[dict[str, Any]], str]] = {
+    "neuron": _neuron,
+    "margin drop": lambda row: number(row["margin_drop"]),
+    "clean drop, pp": _drop("clean"),
+    "verdict": lambda row: row["clean_verdict"],
+    "adversarial drop, pp": _drop("adv"),
+    "adversarial verdict": lambda row: row["adv_verdict"] or "–",
+}
+TARGETED: dict[str, Callable[[dict[str, Any]], str]] = {
+    "neuron": _neuron,
+    "share": lambda row: f"{100 * row['share']:.1f} %",
+    "excess": lambda row: number(row["excess"]),
+    "wins": lambda row: f"{100 * row['wins']:.1f} %",
+    "clean drop, pp": lambda row: points(row["clean_drop"]),
+    "verdict": lambda row: row["clean_verdict"],
+}
+
+
+def _cells(row: dict[str, Any], columns: dict[str, Callable[[dict[str, Any]], str]]) -> list[str]:
+    return [cell(row) for cell in columns.values()]
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table of these texts."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(escape(cell) for cell in line)} |" for line in lines)
+
+
+def escape(text: str) -> str:
+    """Text that Markdown shows as it is."""
+    for mark in "\\|`*_<>[]":
+        text = text.replace(mark, f"\\{mark}")
+    return text.replace("\n", " ")
+
+
+def write_markdown(run: Run, path: Path) -> None:
+    """Write summary.md."""
+    path.write_text(markdown(run), encoding="utf-8")

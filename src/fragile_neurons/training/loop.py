@@ -1,0 +1,117 @@
+"""One loop that fits parameters to a loss, checkpointed after every epoch."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from fragile_neurons.data.images import ImageData
+from fragile_neurons.errors import InputError
+
+Loss = Callable[[torch.Tensor, torch.Tensor, torch.Generator], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """AdamW under a one-cycle learning rate (Smith 2018)."""
+
+    epochs: int
+    batch_size: int = 128
+    peak_learning_rate: float = 3e-3
+    weight_decay: float = 1e-4
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a fit stands after a step; loss is the mean over the epoch so far."""
+
+    epoch: int
+    step: int
+    steps: int
+    loss: float
+
+
+def fit(
+    module: nn.Module,
+    loss: Loss,
+    data: ImageData,
+    schedule: Schedule,
+    *,
+    checkpoint: Path,
+    purpose: dict[str, str],
+) -> Iterator[Progress]:
+    """Fit the module's parameters to the loss over shuffled batches; yields after every step.
+
+    A checkpoint of the same schedule and purpose is continued from its last whole epoch, to the
+    same result; a checkpoint of another one raises InputError. The module is left in train mode.
+    """
+    optimizer = torch.optim.AdamW(
+        module.parameters(), lr=schedule.peak_learning_rate, weight_decay=schedule.weight_decay
+    )
+    steps = len(data) // schedule.batch_size
+    learning_rate = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, schedule.peak_learning_rate, total_steps=schedule.epochs * steps
+    )
+    identity = {**asdict(schedule), **purpose, "data": data.sha256}
+    parts = {"module": module, "optimizer": optimizer, "learning_rate": learning_rate}
+    device = next(module.parameters()).device
+    module.train()
+    for epoch in range(_restore(checkpoint, identity, parts), schedule.epochs):
+        torch.manual_seed(schedule.seed * 100_003 + epoch)
+        generator = torch.Generator().manual_seed(schedule.seed * 100_003 + epoch)
+        order = torch.randperm(len(data), generator=generator).numpy()
+        total = 0.0
+        for step in range(steps):
+            images, labels = data[order[step * schedule.batch_size : (step + 1) * schedule.batch_size]]
+            optimizer.zero_grad(set_to_none=True)
+            value = loss(images.to(device), labels.to(device), generator)
+            value.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            learning_rate.step()
+            total += float(value.detach())
+            yield Progress(epoch=epoch + 1, step=step + 1, steps=steps, loss=total / (step + 1))
+        _save(checkpoint, {"identity": identity, "epoch": epoch + 1, **_states(parts)})
+
+
+def _states(parts: dict[str, Any]) -> dict[str, Any]:
+    return {key: part.state_dict() for key, part in parts.items()}
+
+
+def _save(checkpoint: Path, content: dict[str, Any]) -> None:
+    partial = checkpoint.with_suffix(".partial")
+    torch.save(content, partial)
+    os.replace(partial, checkpoint)
+
+
+def _restore(checkpoint: Path, identity: dict[str, Any], parts: dict[str, Any]) -> int:
+    if not checkpoint.exists():
+        return 0
+    try:
+        content = torch.load(checkpoint, weights_only=True)
+        found = content["identity"]
+    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError) as error:
+        raise InputError(
+            "the checkpoint cannot be read",
+            given=f"{checkpoint}: {' '.join(str(error).split())[:200]}",
+            allowed="a checkpoint that an interrupted training left",
+            fix="remove the file to train from the beginning",
+        ) from None
+    for key in {**identity, **found}:
+        if found.get(key) != identity.get(key):
+            raise InputError(
+                f"the checkpoint belongs to another training: {key} differs",
+                given=f"{found.get(key)} in {checkpoint}",
+                allowed=str(identity.get(key)),
+                fix="choose another --output, or remove the checkpoint",
+            )
+    for key, part in parts.items():
+        part.load_state_dict(content[key])
+    return int(content["epoch"])

@@ -1,0 +1,91 @@
+"""Train a known network from nothing and write down what it reaches."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from fragile_neurons.analysis.robustness import Accuracy, robust_accuracy
+from fragile_neurons.classifier import Classifier
+from fragile_neurons.data.catalogue import find_dataset, load_data
+from fragile_neurons.data.images import ImageData
+from fragile_neurons.models.loading import untrained_model
+from fragile_neurons.norms import format_epsilon
+from fragile_neurons.training.loop import Progress, Schedule, fit
+from fragile_neurons.training.recipes import adversarial_loss, standard_loss
+
+WEIGHTS, CARD, CHECKPOINT = "weights.safetensors", "card.json", "checkpoint.pt"
+
+
+def train_model(
+    model: str,
+    dataset: str,
+    *,
+    output: Path,
+    epochs: int,
+    adversarial: Fraction | None = None,
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+    command: str,
+) -> Iterator[Progress]:
+    """Train on the train split into `output`: weights.safetensors and card.json; yields after each step.
+
+    An interrupted training continues from its checkpoint, to the same weights.
+    """
+    data, test = load_data(dataset, split="train", seed=seed), load_data(dataset, split="test", seed=seed)
+    torch.manual_seed(seed)
+    classifier = untrained_model(model)
+    classifier.to(device)
+    classifier.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    output.mkdir(parents=True, exist_ok=True)
+    loss = standard_loss(classifier) if adversarial is None else adversarial_loss(classifier, adversarial)
+    purpose = {"model": model, "adversarial": "no" if adversarial is None else format_epsilon(adversarial)}
+    schedule = Schedule(epochs=epochs, seed=seed)
+    yield from fit(classifier.module, loss, data, schedule, checkpoint=output / CHECKPOINT, purpose=purpose)
+    classifier.eval()
+    weights = {
+        key: tensor.detach().cpu().contiguous() for key, tensor in classifier.module.state_dict().items()
+    }
+    save_file(weights, output / WEIGHTS)
+    card = make_card(classifier, data, test, adversarial=adversarial, command=command)
+    (output / CARD).write_text(json.dumps(card, indent=2) + "\n")
+
+
+def make_card(
+    classifier: Classifier, data: ImageData, test: ImageData, *, adversarial: Fraction | None, command: str
+) -> dict[str, Any]:
+    """What a reader of a model card wants: accuracies with n and interval, data, command, versions."""
+    grid = {Fraction(epsilon) for epsilon in find_dataset(test.name).epsilons}
+    epsilons = sorted(grid if adversarial is None else grid | {adversarial})
+    attacks = {
+        "fgsm": robust_accuracy(classifier, test, attack="fgsm", epsilons=[0, *epsilons]),
+        "pgd": robust_accuracy(classifier, test, attack="pgd", epsilons=epsilons),
+    }
+    described = {"fgsm": "FGSM", "pgd": "PGD, 20 steps of epsilon/8, 5 restarts"}
+    return {
+        "model": classifier.name,
+        "parameters": sum(parameter.numel() for parameter in classifier.module.parameters()),
+        "data": {"name": test.name, "train_sha256": data.sha256, "test_sha256": test.sha256},
+        "clean_accuracy": _accuracy(attacks["fgsm"].at(0)),
+        "robust_accuracy": [
+            {"attack": described[name], "epsilon": format_epsilon(epsilon), **_accuracy(result.at(position))}
+            for name, result in attacks.items()
+            for position, epsilon in enumerate(result.epsilons)
+            if epsilon > 0
+        ],
+        "weights_sha256": classifier.sha256(),
+        "command": command,
+        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _accuracy(accuracy: Accuracy) -> dict[str, Any]:
+    return {"value": accuracy.value, "n": accuracy.n, "ci95": list(accuracy.ci95)}

@@ -1,0 +1,104 @@
+"""Run, then report: what the commands and the library's larger functions do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from fractions import Fraction
+from pathlib import Path
+
+from fragile_neurons.analysis.verdicts import Rule
+from fragile_neurons.classifier import Classifier
+from fragile_neurons.data.images import ImageData
+from fragile_neurons.norms import format_epsilon, parse_epsilons
+from fragile_neurons.report.tables import write_markdown
+from fragile_neurons.runs.engines.local import run_units
+from fragile_neurons.runs.execute import Subject, open_spec, open_subject
+from fragile_neurons.runs.export import FILES, export_files, write_file
+from fragile_neurons.runs.folder import REPORTS, open_ledger, readable_disk_errors
+from fragile_neurons.runs.ledger import Ledger
+from fragile_neurons.runs.plan import make_plan
+from fragile_neurons.runs.results import collect_results
+from fragile_neurons.runs.run import Run, open_run
+from fragile_neurons.runs.spec import Spec, make_spec
+
+Advance = Callable[[int, str], None]
+Progress = Callable[[str, int], AbstractContextManager[Advance]]
+
+
+def silent(title: str, total: int) -> AbstractContextManager[Advance]:
+    """Progress that nobody hears."""
+    return nullcontext(lambda done, note: None)
+
+
+def analyze(
+    classifier: Classifier,
+    data: ImageData,
+    *,
+    output: str | Path | None = None,
+    layer: str = "first",
+    neurons: str = "all",
+    site: str = "conv",
+    replace: str = "zero",
+    epsilons: Sequence[str | float | Fraction],
+    mode: str = "adaptive",
+    verdict_rule: str = "tested",
+    tolerance: float = 0.01,
+    batch_size: int = 256,
+    seed: int = 0,
+    force: bool = False,
+    progress: Progress = silent,
+) -> Run:
+    """Dropout, targeting and their correlation, into a run folder (default runs/<name>); resumes there."""
+    Rule(verdict_rule, tolerance)
+    spec = make_spec(
+        model=classifier.name,
+        mean=None if classifier.mean is None else classifier.mean.flatten().tolist(),
+        std=None if classifier.std is None else classifier.std.flatten().tolist(),
+        data=data.name,
+        split=data.split,
+        limit=len(data),
+        layer=layer,
+        neurons=neurons,
+        site=site,
+        replace=replace,
+        epsilons=[format_epsilon(epsilon) for epsilon in parse_epsilons(epsilons)],
+        mode=mode,
+        verdict_rule=verdict_rule,
+        tolerance=tolerance,
+        device=str(classifier.device),
+        batch_size=batch_size,
+        seed=seed,
+    )
+    return run_subject(open_subject(spec, classifier, data), output=output, force=force, progress=progress)
+
+
+def analyze_spec(
+    spec: Spec, *, output: str | Path | None = None, force: bool = False, progress: Progress = silent
+) -> Run:
+    """The same for a model and data by name; the run of the same spec is continued or found done."""
+    return run_subject(open_spec(spec), output=output, force=force, progress=progress)
+
+
+def resume(folder: str | Path, *, progress: Progress = silent) -> Run:
+    """Finish the run in a folder: only what has no result yet is computed."""
+    with Ledger(Path(folder)) as ledger:
+        spec = ledger.spec
+    return run_subject(open_spec(spec), output=folder, force=False, progress=progress)
+
+
+def run_subject(subject: Subject, *, output: str | Path | None, force: bool, progress: Progress) -> Run:
+    """Plan, execute, export, report; a finished run is only opened."""
+    spec = subject.spec
+    folder = Path("runs") / spec.run_name if output is None else Path(output)
+    assert spec.found is not None
+    units = make_plan(subject.selection, spec.found.images, spec.batch_size)
+    with readable_disk_errors(folder), open_ledger(folder, spec, units, force=force) as ledger:
+        if not (ledger.is_exported and not ledger.pending()):
+            with progress("units", len(ledger.units())) as advance:
+                run_units(subject, ledger, advance)
+            export_files(folder, subject, collect_results(subject, ledger))
+            for name in REPORTS:
+                write_file(folder / name, lambda path: write_markdown(Run(folder), path))
+            ledger.record_files([*FILES, *REPORTS])
+    return open_run(folder)
