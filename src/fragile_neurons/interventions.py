@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import torch
 from torch import nn
@@ -33,7 +33,7 @@ def drop(value: float) -> ChannelMap:
     return lambda before: torch.full_like(before, value)
 
 
-class _Stop(Exception):
+class _AllSeenError(Exception):
     """Raised inside a pass when everything asked for has been seen."""
 
 
@@ -49,13 +49,10 @@ def record_maps(classifier: Classifier, sites: Sequence[Site], images: torch.Ten
         # a copy: the layer after this one may work in place
         seen[site].append(maps.detach().clone())
         if all(len(seen[one]) == one.outputs for one in sites):
-            raise _Stop
+            raise _AllSeenError
 
-    with torch.no_grad(), _hooked(classifier, sites, keep):
-        try:
-            classifier(images)
-        except _Stop:
-            pass
+    with torch.no_grad(), _hooked(classifier, sites, keep), suppress(_AllSeenError):
+        classifier(images)
     return [torch.cat(seen[site], dim=2) for site in sites]
 
 

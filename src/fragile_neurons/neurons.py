@@ -127,7 +127,7 @@ def executed_layers(classifier: Classifier, images: torch.Tensor) -> tuple[Layer
 
 
 def select_layers(classifier: Classifier, layers: tuple[Layer, ...], pattern: str) -> tuple[Layer, ...]:
-    """`first`: the first Conv2d, else Linear. `all`: every Conv2d, else Linear. Else a glob of names."""
+    """`first`: the first Conv2d, else Linear; `all`: every Conv2d, else Linear; or a glob of names."""
     targets = [layer for layer in layers if not layer.is_output]
     convolutions = [layer for layer in targets if layer.kind == "Conv2d"] or targets
     if pattern in ("first", "all"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from fractions import Fraction
+from itertools import pairwise
 
 import torch
 
@@ -35,7 +36,7 @@ def parse_epsilon(value: str | float | Fraction) -> Fraction:
 def parse_epsilons(values: Iterable[str | float | Fraction]) -> tuple[Fraction, ...]:
     """A grid of budgets, ascending; a budget given twice is refused."""
     epsilons = sorted(parse_epsilon(value) for value in values)
-    for one, next_one in zip(epsilons, epsilons[1:], strict=False):
+    for one, next_one in pairwise(epsilons):
         if one == next_one:
             raise InputError(
                 "an epsilon is given twice",

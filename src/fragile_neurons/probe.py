@@ -102,7 +102,7 @@ def _forward(classifier: Classifier, images: torch.Tensor) -> torch.Tensor:
     except Exception as error:  # whatever a foreign network raises, it cannot take these images
         raise InputError(
             "the network cannot process these images",
-            given=f"images {tuple(images.shape)}: {type(error).__name__}: {' '.join(str(error).split())[:300]}",
+            given=f"images {tuple(images.shape)}: {' '.join(str(error).split())[:300]}",
             allowed="images (n, channels, height, width) of the channels and size it was built for",
             fix="choose the data this network was trained on",
         ) from error

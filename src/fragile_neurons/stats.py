@@ -139,12 +139,12 @@ def split_half_correlations(
     than 3 neurons, or a measure constant in a half, the pair is undefined.
 
     The interval is for the mean of that average over new data sets of the same size, on this network: not for
-    a correlation without noise. It is a bootstrap distribution about its own mean, reflected about the
-    estimate. One multinomial vector of image weights serves all splits: no image sits in both halves, and the
-    splits share their noise. A plain resample adds the noise of the images a second time: z* is attenuated
-    (the basic interval is off centre) and varies too little, as rho is a ratio. Resamples of 4 * images draws
-    add a quarter of the noise, and their deviations count double (m-out-of-n bootstrap). A resample with a
-    constant or non-finite measure is dropped; there is no interval if that befalls half of them.
+    a correlation without noise. It is Fisher z plus or minus normal quantiles of a bootstrap standard error.
+    One multinomial vector of image weights serves all splits: no image sits in both halves, and the splits
+    share their noise. A plain resample adds the noise of the images a second time: z* is attenuated (basic and
+    percentile intervals are off centre) and varies too little, as rho is a ratio. Resamples of 4 * images
+    draws add a quarter of the noise; their standard deviation counts double (m-out-of-n bootstrap). A resample
+    with a constant or non-finite measure is dropped; there is no interval if that befalls half of them.
 
     Raises ValueError for fewer than 2 images or covariates that are not finite or not one row per neuron.
     """
@@ -260,11 +260,10 @@ def _bootstrap(
 
 def _interval(z: float, resampled: FloatArray, n: int, confidence: float) -> tuple[float, float]:
     usable = resampled[np.isfinite(resampled)]
-    if usable.size <= resampled.size / 2:
+    if usable.size < max(2, resampled.size / 2):
         return math.nan, math.nan
-    deviations = math.sqrt(OVERSAMPLING) * (usable - usable.mean())
-    low, high = z - np.quantile(deviations, [(1 + confidence) / 2, (1 - confidence) / 2])
-    return max(_rho(low, n), -1.0), min(_rho(high, n), 1.0)
+    half_width = stats.norm.ppf((1 + confidence) / 2) * math.sqrt(OVERSAMPLING) * usable.std(ddof=1)
+    return max(_rho(z - half_width, n), -1.0), min(_rho(z + half_width, n), 1.0)
 
 
 def _permutation_p(x: FloatArray, y: FloatArray, basis: FloatArray, orders: IntArray) -> tuple[float, float]:

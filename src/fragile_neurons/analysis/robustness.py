@@ -56,12 +56,12 @@ class Predictions:
     @property
     def right(self) -> npt.NDArray[np.bool_]:
         """(n,) classified right clean."""
-        return self.prediction == self.label
+        return np.equal(self.prediction, self.label)
 
     @property
     def adv_right(self) -> npt.NDArray[np.bool_]:
         """(epsilons, n) classified right under attack."""
-        return self.adv_prediction == self.label
+        return np.equal(self.adv_prediction, self.label)
 
     @classmethod
     def join(cls, parts: Sequence[Predictions]) -> Predictions:

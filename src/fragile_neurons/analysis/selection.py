@@ -65,7 +65,7 @@ def neuron_table(
 
     Without epsilons there is one row per neuron, and what has no row at all is empty in it.
     """
-    grid = [float(epsilon) for epsilon in epsilons] or [None]
+    grid: list[float | None] = [float(epsilon) for epsilon in epsilons] or [None]
     keys = {
         "layer": pa.array([neuron.layer for neuron in neurons for _ in grid], pa.string()),
         "channel": pa.array([neuron.channel for neuron in neurons for _ in grid], pa.int64()),

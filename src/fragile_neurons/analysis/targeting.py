@@ -164,17 +164,17 @@ def image_shares(observed: Disturbances) -> Array:
     """(epsilons, n, channels) float64: each channel's share of its layer's disturbance on an image."""
     disturbance = observed.disturbance.astype(np.float64)
     total = disturbance.sum(axis=-1, keepdims=True)
-    return np.divide(disturbance, total, out=np.zeros_like(disturbance), where=total > 0)
+    return np.asarray(np.divide(disturbance, total, out=np.zeros_like(disturbance), where=total > 0))
 
 
 def excess(share: Array, control: Array) -> Array:
     """log(share / control), empty (nan) where either is below 1e-6."""
     usable = (share >= SMALLEST_SHARE) & (control >= SMALLEST_SHARE)
-    return np.log(np.where(usable, share, np.nan) / np.where(usable, control, np.nan))
+    return np.asarray(np.log(np.where(usable, share, np.nan) / np.where(usable, control, np.nan)))
 
 
 def _moved(observed: Disturbances) -> npt.NDArray[np.bool_]:
-    return observed.disturbance.any(axis=-1)
+    return np.asarray(observed.disturbance.any(axis=-1))
 
 
 def _mean(values: Array, mask: npt.NDArray[np.bool_]) -> Array:
@@ -182,7 +182,7 @@ def _mean(values: Array, mask: npt.NDArray[np.bool_]) -> Array:
     weights = mask.astype(np.float64)
     count = weights.sum(axis=1, keepdims=True)
     total = np.einsum("en,enk->ek", weights, values.astype(np.float64))
-    return np.divide(total, count, out=np.full_like(total, np.nan), where=count > 0)
+    return np.asarray(np.divide(total, count, out=np.full_like(total, np.nan), where=count > 0))
 
 
 def _groups(

@@ -153,4 +153,4 @@ def _images_to_decide(drop: Array, low: Array, high: Array, n: int, tolerance: f
     half = (high - low) / 2
     room = np.maximum(tolerance - np.abs(drop), 1e-9)
     distance = np.maximum(np.abs(drop), 1e-9)
-    return np.ceil(n * np.minimum(half / room, half / distance) ** 2)
+    return np.asarray(np.ceil(n * np.minimum(half / room, half / distance) ** 2))

@@ -27,11 +27,15 @@ def progress(title: str, total: int) -> Iterator[Callable[[int, str], None]]:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         with Progress(*columns, TextColumn("{task.fields[note]}"), console=errors) as bar:
             task = bar.add_task(title, total=total, note="")
-            yield lambda done, note="": bar.update(task, completed=done, note=note)
+
+            def update(done: int, note: str) -> None:
+                bar.update(task, completed=done, note=note)
+
+            yield update
         return
     started = last = time.monotonic()
 
-    def line(done: int, note: str = "") -> None:
+    def line(done: int, note: str) -> None:
         nonlocal last
         now = time.monotonic()
         if now - last >= SECONDS_BETWEEN_LINES or done == total:

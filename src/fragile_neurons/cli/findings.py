@@ -8,7 +8,7 @@ from rich.text import Text
 
 from fragile_neurons.cli.console import console
 from fragile_neurons.report import sentences
-from fragile_neurons.report.tables import FRAGILE, TARGETED, last_epsilon, top_neurons
+from fragile_neurons.report.tables import FRAGILE, TARGETED, Columns, last_epsilon, top_neurons
 from fragile_neurons.runs.run import Run
 
 ROWS = 5
@@ -31,8 +31,9 @@ def show_run(run: Run) -> None:
         f"{row['layer'] + ', ' + sentences.condition(row):<18} {sentences.verdicts(row)}"
         for row in found["dropout"]
     ]
-    title = f"{found['model']['name']} on {data['n']:,} {data['split']} images of {data['name']}, site {found['site']}"
-    console.print(Panel(Text("\n".join(lines)), title=Text(title), expand=False))
+    images = f"{data['n']:,} {data['split']} images of {data['name']}"
+    title = Text(f"{found['model']['name']} on {images}, site {found['site']}")
+    console.print(Panel(Text("\n".join(lines)), title=title, expand=False))
     _show(run, "Most fragile neurons, by clean margin drop", FRAGILE, "margin_drop", epsilon)
     if epsilon:
         strongest = found["spec"]["epsilons"][-1]
@@ -44,7 +45,7 @@ def show_run(run: Run) -> None:
     console.print(Text(f"\nThe run is in {run.folder} (summary.md, summary.json, neurons.csv, ...)"))
 
 
-def _show(run: Run, title: str, columns: dict, by: str, epsilon: float | None) -> None:
+def _show(run: Run, title: str, columns: Columns, by: str, epsilon: float | None) -> None:
     table = Table(title=Text(title, style="bold"), title_justify="left")
     for name in columns:
         table.add_column(name)

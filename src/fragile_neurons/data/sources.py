@@ -20,7 +20,7 @@ NPM_TIMEOUT_SECONDS = 900
 
 
 class SourceError(FragileNeuronsError):
-    """This source has nothing to give; the next one is tried."""
+    """A source has nothing to give; the next one is tried."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def fetch_files(
             f"no source gave the data set {name}",
             given="\n           ".join(failures),
             allowed=f"the files {', '.join(missing)} with their published sha256",
-            fix=f"put them by hand into {folder} (uncompressed or .gz), then run: fragile-neurons data fetch {name}",
+            fix=f"put them by hand into {folder} (or .gz), then run: fragile-neurons data fetch {name}",
         )
 
 

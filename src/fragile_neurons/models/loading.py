@@ -99,7 +99,7 @@ def _load_weights(module: nn.Module, path: Path) -> None:
         key = differing[0]
         raise InputError(
             "the weights do not fit the network",
-            given=f"{path} with {key}: {shapes.get(key, 'missing')}, and {len(differing) - 1} other differences",
+            given=f"{path} with {key}: {shapes.get(key, 'missing')}; {len(differing) - 1} more differ",
             allowed=f"{key}: {_shape(expected, key) or 'not in this network'}",
             fix="choose the model that these weights were trained as",
         )

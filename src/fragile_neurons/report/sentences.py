@@ -38,9 +38,11 @@ def headline(pair: dict[str, Any]) -> str:
         verdict = (
             "the attack strikes the fragile neurons" if pair["spearman"] > 0 else "the attack avoids them"
         )
-    sentence = f"{start}: Spearman {pair['spearman']:+.2f}{interval}, p {pair['adjusted_p']:.2g} (Holm), n = {pair['n']} neurons: {verdict}."
+    found = f"Spearman {pair['spearman']:+.2f}{interval}, p {pair['adjusted_p']:.2g} (Holm)"
+    sentence = f"{start}: {found}, n = {pair['n']} neurons: {verdict}."
     if pair["y"] == "excess" and pair["partial_spearman"] is not None:
-        sentence += f" Given weight norm and activation energy: {pair['partial_spearman']:+.2f}, p {pair['partial_p']:.2g}."
+        partial = f"{pair['partial_spearman']:+.2f}, p {pair['partial_p']:.2g}"
+        sentence += f" Given weight norm and activation energy: {partial}."
     return sentence
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,8 @@ from fragile_neurons.report.sentences import number, points
 from fragile_neurons.runs.run import Run
 
 MOST_ROWS = 10
+
+Columns = dict[str, Callable[[dict[str, Any]], str]]
 
 
 def top_neurons(run: Run, column: str, epsilon: float | None, count: int = MOST_ROWS) -> list[dict[str, Any]]:
@@ -75,7 +77,7 @@ def _drop(prefix: str) -> Callable[[dict[str, Any]], str]:
     )
 
 
-FRAGILE: dict[str, Callable[[dict[str, Any]], str]] = {
+FRAGILE: Columns = {
     "neuron": _neuron,
     "margin drop": lambda row: number(row["margin_drop"]),
     "clean drop, pp": _drop("clean"),
@@ -83,7 +85,7 @@ FRAGILE: dict[str, Callable[[dict[str, Any]], str]] = {
     "adversarial drop, pp": _drop("adv"),
     "adversarial verdict": lambda row: row["adv_verdict"] or "–",
 }
-TARGETED: dict[str, Callable[[dict[str, Any]], str]] = {
+TARGETED: Columns = {
     "neuron": _neuron,
     "share": lambda row: f"{100 * row['share']:.1f} %",
     "excess": lambda row: number(row["excess"]),
@@ -93,13 +95,14 @@ TARGETED: dict[str, Callable[[dict[str, Any]], str]] = {
 }
 
 
-def _cells(row: dict[str, Any], columns: dict[str, Callable[[dict[str, Any]], str]]) -> list[str]:
+def _cells(row: dict[str, Any], columns: Columns) -> list[str]:
     return [cell(row) for cell in columns.values()]
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def table(header: Iterable[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table of these texts."""
-    lines = [header, ["---"] * len(header), *rows]
+    titles = list(header)
+    lines = [titles, ["---"] * len(titles), *rows]
     return "\n".join(f"| {' | '.join(escape(cell) for cell in line)} |" for line in lines)
 
 

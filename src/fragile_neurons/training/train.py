@@ -43,7 +43,7 @@ def train_model(
     torch.manual_seed(seed)
     classifier = untrained_model(model)
     classifier.to(device)
-    classifier.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    classifier.module.to(memory_format=torch.channels_last)
     output.mkdir(parents=True, exist_ok=True)
     loss = standard_loss(classifier) if adversarial is None else adversarial_loss(classifier, adversarial)
     purpose = {"model": model, "adversarial": "no" if adversarial is None else format_epsilon(adversarial)}

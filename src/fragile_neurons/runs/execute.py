@@ -1,0 +1,150 @@
+"""One unit of work: pure, so that any engine on any machine gets the same arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from fragile_neurons.analysis.disturbance import observe_disturbances
+from fragile_neurons.analysis.dropout import observe_drops, replacements
+from fragile_neurons.analysis.robustness import observe_predictions
+from fragile_neurons.analysis.selection import Selection, select
+from fragile_neurons.classifier import Classifier
+from fragile_neurons.data.catalogue import load_data
+from fragile_neurons.data.images import ImageData
+from fragile_neurons.errors import InputError
+from fragile_neurons.models.loading import load_model
+from fragile_neurons.norms import parse_epsilons
+from fragile_neurons.runs.plan import Unit
+from fragile_neurons.runs.spec import Found, FoundLayer, Spec
+
+Arrays = dict[str, npt.NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A spec and what it speaks of, opened: the classifier, the images, the neurons."""
+
+    spec: Spec
+    classifier: Classifier
+    data: ImageData
+    selection: Selection
+
+    @cached_property
+    def replacements(self) -> dict[str, list[float]]:
+        """What each channel of each layer becomes when it is dropped."""
+        return {
+            layer.name: replacements(
+                self.classifier,
+                self.data,
+                layer,
+                range(layer.channels),
+                site=self.spec.site,
+                replace=self.spec.replace,
+                batch_size=self.spec.batch_size,
+            )
+            for layer in self.selection.layers
+        }
+
+
+def open_spec(spec: Spec) -> Subject:
+    """Load what a spec names, and hold it against what an earlier probe found."""
+    classifier = load_model(
+        spec.model,
+        weights=None if spec.weights is None else Path(spec.weights),
+        mean=spec.mean,
+        std=spec.std,
+        device=spec.device,
+    )
+    data = load_data(spec.data, split=spec.split, limit=spec.limit, seed=spec.seed)
+    return open_subject(spec, classifier, data)
+
+
+def open_subject(spec: Spec, classifier: Classifier, data: ImageData) -> Subject:
+    """Probe and choose; the spec of the result says what was found."""
+    with threads(spec.threads):
+        selection = select(
+            classifier, data, layer=spec.layer, neurons=spec.neurons, site=spec.site, seed=spec.seed
+        )
+    found = Found(
+        images=len(data),
+        data_sha256=data.sha256,
+        weights_sha256=classifier.sha256(),
+        layers=tuple(
+            FoundLayer(
+                name=layer.name,
+                kind=layer.kind,
+                channels=layer.channels,
+                neurons=len(selection.channels(layer)),
+                kernel=layer.weight_shape[2:],
+            )
+            for layer in selection.layers
+        ),
+    )
+    for name, value in found if spec.found is not None else ():
+        planned = getattr(spec.found, name)
+        if value != planned:
+            raise InputError(
+                f"this is not what the run was planned for: {name} differs",
+                given=value,
+                allowed=planned,
+                fix="bring back the same model and data, or start a new run",
+            )
+    return Subject(spec.model_copy(update={"found": found}), classifier, data, selection)
+
+
+def execute_unit(subject: Subject, unit: Unit) -> Arrays:
+    """The arrays of one unit, by name."""
+    spec, epsilons = subject.spec, parse_epsilons(subject.spec.epsilons)
+    span = {"batch_size": spec.batch_size, "start": unit.start, "stop": unit.stop}
+    with threads(spec.threads):
+        if unit.kind == "predictions":
+            return vars(observe_predictions(subject.classifier, subject.data, epsilons, **span))
+        if unit.kind == "disturbances":
+            observed = observe_disturbances(
+                subject.classifier,
+                subject.data,
+                subject.selection.layers,
+                spec.site,
+                epsilons,
+                seed=spec.seed,
+                **span,
+            )
+            return {
+                f"{layer}/{name}": array
+                for layer, one in observed.items()
+                for name, array in vars(one).items()
+            }
+        layer = next(layer for layer in subject.selection.layers if layer.name == unit.layer)
+        values = subject.replacements[layer.name]
+        dropped = observe_drops(
+            subject.classifier,
+            subject.data,
+            layer,
+            unit.channels,
+            [values[channel] for channel in unit.channels],
+            site=spec.site,
+            epsilons=epsilons,
+            mode=spec.mode,
+            **span,
+        )
+        return vars(dropped)
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """This many threads inside the block: sums in another order round differently."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,70 @@
+"""From the stored arrays of all units to the results of the analyses."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+
+from fragile_neurons.analysis.correlation import Relation, summarise_relation
+from fragile_neurons.analysis.disturbance import Disturbances
+from fragile_neurons.analysis.dropout import Dropout, summarise_dropout
+from fragile_neurons.analysis.robustness import Predictions, RobustAccuracy
+from fragile_neurons.analysis.targeting import Targeting, summarise_targeting
+from fragile_neurons.analysis.verdicts import Rule
+from fragile_neurons.norms import parse_epsilons
+from fragile_neurons.runs.execute import Arrays, Subject
+from fragile_neurons.runs.ledger import Ledger
+from fragile_neurons.sweeps.dropped import Dropped
+
+
+@dataclass(frozen=True)
+class Results:
+    """Everything `analyze` has to say."""
+
+    predictions: Predictions
+    robust: RobustAccuracy
+    dropout: Dropout
+    targeting: Targeting
+    relation: Relation
+
+
+def collect_results(subject: Subject, ledger: Ledger) -> Results:
+    """Join the units' arrays and summarise them."""
+    spec, selection, epsilons = subject.spec, subject.selection, parse_epsilons(subject.spec.epsilons)
+    stored: dict[str, list[Arrays]] = defaultdict(list)
+    drops: dict[tuple[str, tuple[int, ...]], list[Dropped]] = defaultdict(list)
+    for unit in ledger.units():
+        arrays = ledger.result(unit)
+        if unit.kind == "drops":
+            drops[unit.layer, unit.channels].append(Dropped(**arrays))
+        else:
+            stored[unit.kind].append(arrays)
+    predictions = Predictions.join([Predictions(**arrays) for arrays in stored["predictions"]])
+    observed = {
+        layer.name: Disturbances.join([_of_layer(arrays, layer.name) for arrays in stored["disturbances"]])
+        for layer in selection.layers
+    }
+    dropped = Dropped.join_neurons([Dropped.join_images(parts) for parts in drops.values()])
+    rule = Rule(spec.verdict_rule, spec.tolerance)
+    dropout = summarise_dropout(selection, predictions, dropped, epsilons, mode=spec.mode, rule=rule)
+    targeting = summarise_targeting(
+        subject.classifier, selection, subject.data.classes, predictions, observed, epsilons
+    )
+    return Results(
+        predictions=predictions,
+        robust=RobustAccuracy(
+            "fgsm", epsilons, predictions.adv_right, predictions.label, subject.data.classes
+        ),
+        dropout=dropout,
+        targeting=targeting,
+        relation=summarise_relation(
+            selection, predictions, dropped, observed, dropout, targeting, seed=spec.seed
+        ),
+    )
+
+
+def _of_layer(arrays: Arrays, layer: str) -> Disturbances:
+    prefix = f"{layer}/"
+    return Disturbances(
+        **{name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
+    )

@@ -1,0 +1,65 @@
+"""A run folder, opened for reading."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from pyarrow import parquet
+
+from fragile_neurons.errors import IncompleteError, IntegrityError
+from fragile_neurons.runs.ledger import Ledger
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run: its summary and its tables, read from the folder when asked for."""
+
+    folder: Path
+
+    @cached_property
+    def summary(self) -> dict[str, Any]:
+        """The contents of summary.json."""
+        try:
+            summary: dict[str, Any] = json.loads((self.folder / "summary.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise IntegrityError(f"{self.folder / 'summary.json'} cannot be read: {error}") from None
+        return summary
+
+    @cached_property
+    def neurons(self) -> pa.Table:
+        """A row per neuron and epsilon."""
+        return self._table("neurons")
+
+    @cached_property
+    def targeting(self) -> pa.Table:
+        """A row per group of images, neuron and epsilon."""
+        return self._table("targeting")
+
+    @cached_property
+    def images(self) -> pa.Table:
+        """A row per image and epsilon."""
+        return self._table("images")
+
+    def _table(self, name: str) -> pa.Table:
+        try:
+            return parquet.read_table(self.folder / f"{name}.parquet")
+        except (OSError, pa.ArrowException) as error:
+            raise IntegrityError(f"{self.folder / name}.parquet cannot be read: {error}") from None
+
+
+def open_run(folder: str | Path) -> Run:
+    """A finished run; raises InputError for another folder, IncompleteError for an unfinished run."""
+    path = Path(folder)
+    with Ledger(path) as ledger:
+        left = len(ledger.pending())
+        if left or not ledger.is_exported:
+            raise IncompleteError(
+                f"the run in {path} is not finished: {left} of {len(ledger.units())} units are left\n"
+                f"  fix:     fragile-neurons resume {path}"
+            )
+    return Run(path)

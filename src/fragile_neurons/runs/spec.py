@@ -1,0 +1,120 @@
+"""What was asked: a frozen description of a run, in TOML for people and hashed as canonical JSON."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tomllib
+from pathlib import Path
+from typing import Literal
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from fragile_neurons.errors import InputError
+
+MOST_THREADS = 8  # small networks gain nothing beyond
+
+
+def default_threads() -> int:
+    """The cores this process may use, up to eight; the environment has no say in it."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, MOST_THREADS)
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class FoundLayer(_Frozen):
+    """A chosen layer as the probe met it."""
+
+    name: str
+    kind: str
+    channels: int
+    neurons: int
+    kernel: tuple[int, ...]
+
+
+class Found(_Frozen):
+    """What the probe found when the run was planned; the run is refused if it ever differs."""
+
+    images: int
+    data_sha256: str
+    weights_sha256: str
+    layers: tuple[FoundLayer, ...]
+
+
+class Spec(_Frozen):
+    """A run of `analyze`: the options of the command by their names, and what the probe found."""
+
+    format_version: Literal[1] = 1
+    command: Literal["analyze"] = "analyze"
+    model: str
+    weights: str | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    data: str
+    split: str = "test"
+    limit: int
+    layer: str = "first"
+    neurons: str = "all"
+    site: Literal["conv", "norm", "act"] = "conv"
+    replace: Literal["zero", "mean"] = "zero"
+    epsilons: tuple[str, ...]
+    mode: Literal["adaptive", "transfer"] = "adaptive"
+    verdict_rule: Literal["tested", "below-mean"] = "tested"
+    tolerance: float = Field(default=0.01, gt=0, lt=1)
+    device: str = "cpu"
+    batch_size: int = Field(default=256, ge=4)
+    threads: int = Field(default_factory=default_threads, ge=1)
+    seed: int = Field(default=0, ge=0)
+    found: Found | None = None
+
+    @property
+    def digest(self) -> str:
+        """The sha256 of the canonical JSON: the identity of the run."""
+        text = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    @property
+    def run_name(self) -> str:
+        """The default name of the run's folder."""
+        stem = f"{self.model}-{self.data}-{self.digest[:8]}"
+        return "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in stem)
+
+    def to_toml(self) -> str:
+        return tomli_w.dumps(self.model_dump(mode="json", exclude_none=True))
+
+    def to_json(self) -> str:
+        return self.model_dump_json()
+
+
+def make_spec(**options: object) -> Spec:
+    """A Spec of these options; raises InputError that names the first that is not allowed."""
+    try:
+        return Spec.model_validate(options)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"])
+        raise InputError(
+            f"the option {name} is not usable",
+            given=first["input"],
+            allowed=first["msg"],
+            fix="see: fragile-neurons analyze --help",
+        ) from None
+
+
+def read_spec(path: Path) -> Spec:
+    """The Spec in a TOML file."""
+    try:
+        options = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise InputError(
+            "the spec cannot be read",
+            given=f"{path}: {error}",
+            allowed="a spec.toml that a run has written",
+            fix="check the path",
+        ) from None
+    return make_spec(**options)
