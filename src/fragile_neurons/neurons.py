@@ -27,7 +27,7 @@ TRANSPARENT = (nn.Identity, nn.Dropout, nn.Dropout2d)
 
 @dataclass(frozen=True)
 class Site:
-    """Where a neuron is met: the output of a module's n-th call in a pass, of every call if None.
+    """Where a neuron is met: the output of a module's n-th call in a pass; of every call if None.
 
     axis: the channel axis of that output. outputs: how many such outputs a pass has.
     """

@@ -146,7 +146,6 @@ def _partners(
 
 def _noise(sign: torch.Tensor, data: ImageData, batch: Batch, seed: int) -> torch.Tensor:
     """(draws, *images) random signs, zero where FGSM's sign is; the draws belong to the image."""
-    assert data.indices is not None
     draws = [
         numpy_generator(seed, "noise", int(index)).integers(
             0, 2, (NOISE_DRAWS, *sign.shape[1:]), dtype=np.int8

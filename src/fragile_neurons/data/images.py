@@ -21,7 +21,7 @@ class ImageData:
     """Images with labels: `data[a:b]` gives float32 images in [0, 1] and int64 labels.
 
     images: uint8 (n, channels, height, width), or float32 in [0, 1] of the same shape.
-    labels: (n,) integers, positions in `classes`. indices: (n,) positions in the whole split.
+    labels: (n,) integers, places in `classes`. positions: (n,) places in the whole split.
     """
 
     images: npt.NDArray[Any]
@@ -29,13 +29,16 @@ class ImageData:
     classes: tuple[str, ...]
     name: str = "arrays"
     split: str = "test"
-    indices: npt.NDArray[np.int64] | None = None
+    positions: npt.NDArray[np.int64] | None = None
 
     def __post_init__(self) -> None:
         _check(self.images, self.labels, self.classes)
-        indices = np.arange(len(self.labels)) if self.indices is None else self.indices
-        object.__setattr__(self, "indices", np.asarray(indices, dtype=np.int64))
         object.__setattr__(self, "labels", np.asarray(self.labels, dtype=np.int64))
+
+    @property
+    def indices(self) -> npt.NDArray[np.int64]:
+        """(n,) the place of each image in the whole split; `positions`, or their order if not given."""
+        return np.arange(len(self)) if self.positions is None else self.positions
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -55,8 +58,7 @@ class ImageData:
 
     def take(self, rows: npt.NDArray[np.int64]) -> ImageData:
         """The images at these positions, in this order."""
-        assert self.indices is not None
-        return replace(self, images=self.images[rows], labels=self.labels[rows], indices=self.indices[rows])
+        return replace(self, images=self.images[rows], labels=self.labels[rows], positions=self.indices[rows])
 
     def sample(self, limit: int | None, seed: int) -> ImageData:
         """A seeded stratified sample of `limit` images (all if None), in a seeded random order.

@@ -9,7 +9,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 import torch
 
@@ -141,7 +140,7 @@ def execute_unit(subject: Subject, unit: Unit) -> Arrays:
 
 @contextmanager
 def threads(count: int) -> Iterator[None]:
-    """This many threads inside the block: sums in another order round differently."""
+    """So many threads inside the block: sums in another order round differently."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:

@@ -50,9 +50,9 @@ NEURONS = pa.schema(
         *(
             (name, pa.float64())
             for name in (
-                "transfer_drop", "gap_drop", "margin_drop", "adv_margin_drop", "disturbance", "relative", "share",
-                "wins", "noise_share", "swap_share", "noise_excess", "excess", "rescue", "inject", "weight_norm",
-                "activation_energy",
+                "transfer_drop", "gap_drop", "margin_drop", "adv_margin_drop", "disturbance", "relative",
+                "share", "wins", "noise_share", "swap_share", "noise_excess", "excess", "rescue", "inject",
+                "weight_norm", "activation_energy",
             )
         ),
         ("clean_small", pa.bool_()),
@@ -62,6 +62,19 @@ NEURONS = pa.schema(
         ("adv_needed", pa.float64()),
     ]
 )  # fmt: skip
+IMAGES = pa.schema(
+    [
+        ("index", pa.int64()),
+        ("label", pa.int64()),
+        ("attack", pa.string()),
+        ("epsilon", pa.float64()),
+        ("clean_prediction", pa.int64()),
+        ("clean_margin", pa.float32()),
+        ("adversarial_prediction", pa.int64()),
+        ("adversarial_margin", pa.float32()),
+        ("smallest_fooling_epsilon", pa.float64()),
+    ]
+)
 CUMULATIVE = pa.schema(
     [
         ("layer", pa.string()),
@@ -110,32 +123,28 @@ def neurons_table(results: Results) -> pa.Table:
 
 def images_table(subject: Subject, results: Results) -> pa.Table:
     """A row per image and epsilon, with the smallest epsilon of the grid at which FGSM fools the network."""
-    predictions, epsilons = results.predictions, results.robust.epsilons
-    assert subject.data.indices is not None
-    grid = np.array([float(epsilon) for epsilon in epsilons])
+    predictions, n = results.predictions, len(subject.data)
+    grid = np.array([float(epsilon) for epsilon in results.robust.epsilons])
     fooled = predictions.right & ~predictions.adv_right
     smallest = np.where(fooled, grid[:, None], np.inf).min(axis=0, initial=np.inf)
-    smallest = np.where(np.isfinite(smallest), smallest, np.nan)
     repeat = max(1, len(grid))
-    columns: dict[str, Any] = {
+    columns = {
         "index": np.tile(subject.data.indices, repeat),
         "label": np.tile(predictions.label, repeat),
-        "attack": ["fgsm" if len(grid) else None] * (repeat * len(predictions.label)),
-        "epsilon": np.repeat(grid if len(grid) else [np.nan], len(predictions.label)),
+        "attack": np.full(repeat * n, "fgsm" if len(grid) else None),
+        "epsilon": np.repeat(grid, n),
         "clean_prediction": np.tile(predictions.prediction, repeat),
         "clean_margin": np.tile(predictions.margin, repeat),
-        "adversarial_prediction": predictions.adv_prediction.ravel() if len(grid) else None,
-        "adversarial_margin": predictions.adv_margin.ravel() if len(grid) else None,
-        "smallest_fooling_epsilon": np.tile(smallest, repeat),
+        "adversarial_prediction": predictions.adv_prediction.ravel(),
+        "adversarial_margin": predictions.adv_margin.ravel(),
+        "smallest_fooling_epsilon": np.tile(np.where(np.isfinite(smallest), smallest, np.nan), repeat),
     }
-    kinds = {"adversarial_prediction": pa.int64(), "adversarial_margin": pa.float32(), "attack": pa.string()}
-    rows = repeat * len(predictions.label)
     return pa.table(
         {
-            name: pa.nulls(rows, kinds[name])
-            if values is None
-            else pa.array(values, kinds.get(name), from_pandas=True)
-            for name, values in columns.items()
+            field.name: pa.array(columns[field.name], field.type, from_pandas=True)
+            if len(columns[field.name])
+            else pa.nulls(n, field.type)
+            for field in IMAGES
         }
     )
 

@@ -22,7 +22,7 @@ FILE = "run.db"
 SCHEMA = """
 CREATE TABLE run (spec TEXT NOT NULL, digest TEXT NOT NULL);
 CREATE TABLE units (position INTEGER PRIMARY KEY, id TEXT UNIQUE NOT NULL, unit TEXT NOT NULL);
-CREATE TABLE results (unit TEXT PRIMARY KEY REFERENCES units (id), arrays BLOB NOT NULL, sha256 TEXT NOT NULL);
+CREATE TABLE results (unit TEXT PRIMARY KEY, arrays BLOB NOT NULL, sha256 TEXT NOT NULL);
 CREATE TABLE files (name TEXT PRIMARY KEY, sha256 TEXT NOT NULL);
 """
 
@@ -33,7 +33,7 @@ class Ledger:
     """The database of one run folder; a context manager that closes it."""
 
     def __init__(self, folder: Path) -> None:
-        """Open the ledger of a run; raises InputError where there is none, IntegrityError for a broken one."""
+        """Open a run; raises InputError where there is none, IntegrityError where it is broken."""
         self.folder = folder
         if not (folder / FILE).is_file():
             raise InputError(
