@@ -66,7 +66,7 @@ class Layer:
             f"the layer {self.name} has no site {name}",
             given=name,
             allowed=", ".join(site.name for site in self.sites),
-            fix="choose one of them with --site; norm and act exist where a module of their own follows alone",
+            fix="choose one of them with --site; norm and act exist where a module of its own follows alone",
         )
 
 
@@ -100,7 +100,8 @@ def executed_layers(classifier: Classifier, images: torch.Tensor) -> tuple[Layer
     finally:
         for handle in handles:
             handle.remove()
-    chains = _following_modules(classifier.module)
+    with evaluating(classifier):
+        chains = _following_modules(classifier.module)
     last = next(reversed(outputs), None)
     layers = []
     for name, shape in outputs.items():
@@ -181,6 +182,8 @@ def select_neurons(layers: tuple[Layer, ...], text: str, seed: int) -> tuple[Neu
 
 
 def _why_no_layer(classifier: Classifier, layers: tuple[Layer, ...], pattern: str) -> str:
+    if pattern in ("first", "all"):
+        return "no convolution or linear layer is executed besides the one that yields the logits"
     if any(layer.is_output and fnmatch.fnmatchcase(layer.name, pattern) for layer in layers):
         return "the layer yields the logits, so it is never a target"
     if any(fnmatch.fnmatchcase(name, pattern) for name, _ in classifier.module.named_modules() if name):

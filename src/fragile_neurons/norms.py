@@ -18,7 +18,7 @@ def parse_epsilon(value: str | float | Fraction) -> Fraction:
     except (ValueError, ZeroDivisionError):
         raise InputError(
             "epsilon is not a number",
-            given=value,
+            given=value if str(value).strip() else "an empty text",
             allowed='a number in [0, 1] such as "0.1" or "8/255"',
             fix="write epsilons separated by commas: 0.05,0.1,8/255",
         ) from None

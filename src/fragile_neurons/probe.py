@@ -38,6 +38,7 @@ def probe(
             allowed="at least 2",
             fix="give more images",
         )
+    _refuse_channels(classifier, images)
     with evaluating(classifier), torch.no_grad():
         logits = _forward(classifier, images)
         _refuse_shape(logits, images, labels, classes)
@@ -46,10 +47,7 @@ def probe(
         _refuse_move(
             repeat, "the outputs change between passes", "a deterministic network", "remove its noise"
         )
-        mates = images.flip(0).contiguous(memory_format=torch.channels_last)
-        half = (len(images) + 1) // 2
-        mates[:half] = images[:half]
-        mixed = _largest_move(logits[:half], _forward(classifier, mates)[:half])
+        mixed = _move_by_mates(classifier, images, logits)
         _refuse_move(
             mixed,
             "the outputs of an image depend on the other images in its batch",
@@ -94,6 +92,17 @@ def _refuse_batch_statistics(module: nn.Module) -> None:
                 allowed="running statistics: the outputs of an image may not depend on its batch-mates",
                 fix="train with track_running_stats=True",
             )
+
+
+def _refuse_channels(classifier: Classifier, images: torch.Tensor) -> None:
+    # of its own, because one grey channel would be broadcast against a mean per colour
+    if classifier.mean is not None and classifier.mean.shape[1] not in (1, images.shape[1]):
+        raise InputError(
+            "the images have the wrong number of channels",
+            given=f"images {tuple(images.shape)}, mean and std of {classifier.mean.shape[1]} channels",
+            allowed="as many channels as mean and std have values",
+            fix="choose the data this network was trained on, or its own mean and std",
+        )
 
 
 def _forward(classifier: Classifier, images: torch.Tensor) -> torch.Tensor:
@@ -152,6 +161,17 @@ def _refuse_probabilities(logits: torch.Tensor) -> None:
             allowed="the scores before the softmax: after it gradients vanish and attacks look weak",
             fix="remove the softmax at its end",
         )
+
+
+def _move_by_mates(classifier: Classifier, images: torch.Tensor, logits: torch.Tensor) -> float:
+    """The largest move when either half of the batch gives way to the other half, turned round."""
+    half = (len(images) + 1) // 2
+    moves = []
+    for kept in (slice(half), slice(len(images) - half, None)):
+        mates = images.flip(0).contiguous(memory_format=torch.channels_last)
+        mates[kept] = images[kept]
+        moves.append(_largest_move(logits[kept], _forward(classifier, mates)[kept]))
+    return float(torch.tensor(moves).max())  # unlike Python's max, never drops a NaN
 
 
 def _largest_move(logits: torch.Tensor, again: torch.Tensor) -> float:

@@ -141,10 +141,10 @@ def split_half_correlations(
     The interval is for the mean of that average over new data sets of the same size, on this network: not for
     a correlation without noise. It is Fisher z plus or minus normal quantiles of a bootstrap standard error.
     One multinomial vector of image weights serves all splits: no image sits in both halves, and the splits
-    share their noise. A plain resample adds the noise of the images a second time: z* is attenuated (basic and
-    percentile intervals are off centre) and varies too little, as rho is a ratio. Resamples of 4 * images
-    draws add a quarter of the noise; their standard deviation counts double (m-out-of-n bootstrap). A resample
-    with a constant or non-finite measure is dropped; there is no interval if that befalls half of them.
+    share their noise. A plain resample adds the noise of the images a second time: z* is attenuated (basic
+    and percentile intervals are off centre) and varies too little, as rho is a ratio. Resamples of 4 * images
+    draws add a quarter of the noise; their standard deviation counts double (m-out-of-n bootstrap). A
+    resample with a constant or non-finite measure is dropped; no interval if that befalls more than half.
 
     Raises ValueError for fewer than 2 images or covariates that are not finite or not one row per neuron.
     """

@@ -15,7 +15,7 @@ from fragile_neurons.report.tables import write_markdown
 from fragile_neurons.runs.engines.local import run_units
 from fragile_neurons.runs.execute import Subject, open_spec, open_subject
 from fragile_neurons.runs.export import FILES, export_files, write_file
-from fragile_neurons.runs.folder import REPORTS, open_ledger, readable_disk_errors
+from fragile_neurons.runs.folder import REPORTS, open_ledger, readable_disk_errors, resumable
 from fragile_neurons.runs.ledger import Ledger
 from fragile_neurons.runs.plan import make_plan
 from fragile_neurons.runs.results import collect_results
@@ -81,7 +81,7 @@ def analyze_spec(
 
 
 def resume(folder: str | Path, *, progress: Progress = silent) -> Run:
-    """Finish the run in a folder: only what has no result yet is computed."""
+    """Finish the run in a folder: only what has no result yet, or a damaged one, is computed."""
     with Ledger(Path(folder)) as ledger:
         spec = ledger.spec
     return run_subject(open_spec(spec), output=folder, force=False, progress=progress)
@@ -93,7 +93,12 @@ def run_subject(subject: Subject, *, output: str | Path | None, force: bool, pro
     folder = Path("runs") / spec.run_name if output is None else Path(output)
     assert spec.found is not None
     units = make_plan(subject.selection, spec.found.images, spec.batch_size)
-    with readable_disk_errors(folder), open_ledger(folder, spec, units, force=force) as ledger:
+    with (
+        readable_disk_errors(folder),
+        open_ledger(folder, spec, units, force=force) as ledger,
+        resumable(folder),
+    ):
+        ledger.forget_damage()
         if not (ledger.is_exported and not ledger.pending()):
             with progress("units", len(ledger.units())) as advance:
                 run_units(subject, ledger, advance)

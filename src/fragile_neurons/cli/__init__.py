@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import typer
+from typer.core import TyperGroup
 
 from fragile_neurons.cli import data
 from fragile_neurons.cli.analyze import analyze
@@ -16,8 +18,22 @@ from fragile_neurons.errors import FragileNeuronsError
 
 INTERRUPTED = 130
 
+
+class Commands(TyperGroup):
+    """The commands; one that is interrupted says how it goes on."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as stop:
+            errors.print("\n  ".join(["interrupted", *getattr(stop, "__notes__", [])]))
+            raise typer.Exit(INTERRUPTED) from None
+
+
 app = typer.Typer(
-    help="Through which neurons does an adversarial attack come, and can they be mended?",
+    cls=Commands,
+    help="Through which neurons does an adversarial attack come, and can they be mended?\n\n"
+    "Example: fragile-neurons analyze",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
@@ -32,8 +48,5 @@ def main() -> None:
     try:
         app(standalone_mode=True)
     except FragileNeuronsError as error:
-        errors.print(f"error: {error}", markup=False)
+        errors.print(f"error: {error}")
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        errors.print("interrupted", markup=False)
-        sys.exit(INTERRUPTED)

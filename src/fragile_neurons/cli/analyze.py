@@ -89,6 +89,7 @@ def analyze(
         )
     else:
         asked = read_spec(spec)
+        options.parse_device(asked.device)
     show_run(analyze_spec(asked, output=output, force=force, progress=progress))
 
 

@@ -9,15 +9,16 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-console = Console(highlight=False, soft_wrap=True)
-errors = Console(stderr=True, highlight=False, soft_wrap=True)
+# names come from users: nothing in them is markup
+console = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
+errors = Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
 
 SECONDS_BETWEEN_LINES = 10.0
 
 
 def say(line: str) -> None:
     """One plain line on the error stream, so that standard output stays the result."""
-    errors.print(line, markup=False)
+    errors.print(line)
 
 
 @contextmanager

@@ -11,12 +11,17 @@ from rich.table import Table
 from fragile_neurons.cli.console import console, say
 from fragile_neurons.data.catalogue import CATALOGUE, find_dataset
 
-app = typer.Typer(help="List the data sets, or fetch one.", no_args_is_help=True)
+app = typer.Typer(
+    help="List the data sets, or fetch one.\n\nExample: fragile-neurons data list", no_args_is_help=True
+)
 
 
 @app.command("list")
 def list_datasets() -> None:
-    """The data sets known by name, their splits, and whether they are on this machine."""
+    """The data sets known by name, their splits, and whether they are on this machine.
+
+    Example: fragile-neurons data list
+    """
     table = Table("name", "what", "splits", "licence", "on this machine")
     for dataset in CATALOGUE.values():
         splits = ", ".join(f"{split} {size:,}" for split, size in dataset.sizes.items())
@@ -37,4 +42,4 @@ def fetch(
     Example: fragile-neurons data fetch mnist --from ~/torchvision-data
     """
     find_dataset(name).fetch(say, source)
-    console.print(f"{name} is whole and verified", markup=False)
+    console.print(f"{name} is whole and verified")

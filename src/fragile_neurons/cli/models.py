@@ -15,7 +15,10 @@ FEW_IMAGES = 10
 
 
 def models() -> None:
-    """The bundled networks and what they reach on the test images."""
+    """The bundled networks and what they reach on the test images.
+
+    Example: fragile-neurons models
+    """
     table = Table("name", "data", "parameters", "clean accuracy", "under attack")
     for model in MODELS.values():
         card = model.card()

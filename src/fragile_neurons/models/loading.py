@@ -100,7 +100,7 @@ def _load_weights(module: nn.Module, path: Path) -> None:
         raise InputError(
             "the weights do not fit the network",
             given=f"{path} with {key}: {shapes.get(key, 'missing')}; {len(differing) - 1} more differ",
-            allowed=f"{key}: {_shape(expected, key) or 'not in this network'}",
+            allowed=f"{key}: {_shape(expected, key) if key in expected else 'not in this network'}",
             fix="choose the model that these weights were trained as",
         )
     module.load_state_dict(weights)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from fragile_neurons.analysis.verdicts import FEWEST
+
 SIGNIFICANT = 0.05
 
 
@@ -47,9 +49,13 @@ def headline(pair: dict[str, Any]) -> str:
 
 
 def verdicts(row: dict[str, Any]) -> str:
-    """3 fragile (1 small), 20 robust, 9 undecided"""
+    """3 fragile, 20 robust, 9 undecided; 1 significant but small"""
     counts = [f"{count} {verdict}" for verdict, count in row["verdicts"].items() if count]
-    return ", ".join(counts) + (f"; {row['small']} significant but small" if row["small"] else "")
+    notes = [f"{row['small']} significant but small"] if row["small"] else []
+    for which in ("right", "wrong"):
+        if row["epsilon"] is not None and row[which] < FEWEST:
+            notes.append(f"only {row[which]} images {which} at baseline, a verdict needs {FEWEST}")
+    return "; ".join([", ".join(counts), *notes])
 
 
 def condition(row: dict[str, Any]) -> str:

@@ -108,9 +108,9 @@ def table(header: Iterable[str], rows: Sequence[Sequence[str]]) -> str:
 
 def escape(text: str) -> str:
     """Text that Markdown shows as it is."""
-    for mark in "\\|`*_<>[]":
+    for mark in "\\|`*_<>[]&~$#":
         text = text.replace(mark, f"\\{mark}")
-    return text.replace("\n", " ")
+    return " ".join(text.splitlines())
 
 
 def write_markdown(run: Run, path: Path) -> None:

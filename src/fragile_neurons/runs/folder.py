@@ -8,9 +8,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from fragile_neurons.errors import FragileNeuronsError, InputError
+from fragile_neurons.errors import InputError, IntegrityError
 from fragile_neurons.runs.export import FILES
-from fragile_neurons.runs.ledger import FILE, Ledger
+from fragile_neurons.runs.ledger import FILE, PARTIAL, Ledger, disk_error
 from fragile_neurons.runs.plan import Unit
 from fragile_neurons.runs.spec import Spec
 
@@ -37,7 +37,7 @@ def open_ledger(folder: Path, spec: Spec, units: Sequence[Unit], *, force: bool)
                 fix="choose another --output, or --force to replace that run",
             )
         _remove_run(folder)
-    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    elif folder.exists() and not _is_empty(folder):
         raise InputError(
             "the folder is not a run folder",
             given=folder,
@@ -55,19 +55,26 @@ def readable_disk_errors(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        raise _disk_error(folder, "the disk is full" if full else str(error)) from error
+        raise disk_error(folder, "the disk is full" if full else str(error)) from error
     except sqlite3.OperationalError as error:
-        raise _disk_error(folder, str(error)) from error
+        raise disk_error(folder, str(error)) from error
+    except sqlite3.DatabaseError as error:
+        raise IntegrityError(f"{folder / FILE} cannot be used: {error}") from error
 
 
-def _disk_error(folder: Path, reason: str) -> FragileNeuronsError:
-    return InputError(
-        "the run folder cannot be written",
-        given=f"{folder}: {reason}",
-        allowed="a folder that can be written, on a disk with room",
-        fix="make room or choose another --output; finished units are kept: fragile-neurons resume "
-        + str(folder),
-    )
+@contextmanager
+def resumable(folder: Path) -> Iterator[None]:
+    """Tell whoever interrupts a run how it goes on."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        stop.add_note(f"finished units are kept, go on with: fragile-neurons resume {folder}")
+        raise
+
+
+def _is_empty(folder: Path) -> bool:
+    """Whether there is nothing but what a run leaves that was killed in its first moment."""
+    return folder.is_dir() and all(path.name.startswith(PARTIAL) for path in folder.iterdir())
 
 
 def _remove_run(folder: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,17 +14,27 @@ import numpy as np
 import numpy.typing as npt
 from safetensors.numpy import load, save
 
-from fragile_neurons.errors import InputError, IntegrityError
+from fragile_neurons.errors import FragileNeuronsError, InputError, IntegrityError
 from fragile_neurons.runs.plan import Unit
 from fragile_neurons.runs.spec import Spec
 
 FILE = "run.db"
+PARTIAL = f".{FILE}.partial"
 SCHEMA = """
-CREATE TABLE run (spec TEXT NOT NULL, digest TEXT NOT NULL);
+CREATE TABLE run (spec TEXT NOT NULL, digest TEXT NOT NULL, plan TEXT NOT NULL);
 CREATE TABLE units (position INTEGER PRIMARY KEY, id TEXT UNIQUE NOT NULL, unit TEXT NOT NULL);
 CREATE TABLE results (unit TEXT PRIMARY KEY, arrays BLOB NOT NULL, sha256 TEXT NOT NULL);
 CREATE TABLE files (name TEXT PRIMARY KEY, sha256 TEXT NOT NULL);
 """
+
+# what a disk can do, as against a file that is not what it was
+DISK_ERRORS = (
+    sqlite3.SQLITE_BUSY,
+    sqlite3.SQLITE_CANTOPEN,
+    sqlite3.SQLITE_FULL,
+    sqlite3.SQLITE_IOERR,
+    sqlite3.SQLITE_READONLY,
+)
 
 Arrays = dict[str, npt.NDArray[Any]]
 
@@ -42,26 +52,33 @@ class Ledger:
                 allowed=f"a folder with a {FILE}, made by fragile-neurons analyze",
                 fix="check the path",
             )
-        self._connection = sqlite3.connect(folder / FILE, isolation_level=None)
         try:
-            self._connection.execute("PRAGMA journal_mode=WAL")
-            self._connection.execute("PRAGMA synchronous=FULL")
-            self.spec = Spec.model_validate_json(self._one("SELECT spec FROM run"))
-        except (sqlite3.DatabaseError, ValueError, TypeError) as error:
+            self._connection = sqlite3.connect(folder / FILE, isolation_level=None)
+        except sqlite3.OperationalError as error:
+            raise disk_error(folder, str(error)) from None
+        try:
+            self._rows("PRAGMA journal_mode=WAL")
+            self._rows("PRAGMA synchronous=FULL")
+            self.spec = self._stored_spec()
+        except BaseException:
             self._connection.close()
-            raise IntegrityError(f"{folder / FILE} cannot be read: {error}") from None
+            raise
 
     @classmethod
     def create(cls, folder: Path, spec: Spec, units: Sequence[Unit]) -> Ledger:
         """Begin a run in a folder that has none; the file appears whole or not at all."""
-        partial = folder / f".{FILE}.partial"
-        partial.unlink(missing_ok=True)
-        with closing(sqlite3.connect(partial)) as connection, connection:
-            connection.executescript(SCHEMA)
-            connection.execute("INSERT INTO run VALUES (?, ?)", (spec.to_json(), spec.digest))
-            rows = [(position, unit.id, json.dumps(unit.to_dict())) for position, unit in enumerate(units)]
-            connection.executemany("INSERT INTO units VALUES (?, ?, ?)", rows)
-        partial.replace(folder / FILE)
+        partial = folder / PARTIAL
+        rows = [(position, unit.id, json.dumps(unit.to_dict())) for position, unit in enumerate(units)]
+        _remove_partial(folder)
+        try:
+            with closing(sqlite3.connect(partial)) as connection, connection:
+                connection.executescript(SCHEMA)
+                plan = _plan_sha256(text for _, _, text in rows)
+                connection.execute("INSERT INTO run VALUES (?, ?, ?)", (spec.to_json(), spec.digest, plan))
+                connection.executemany("INSERT INTO units VALUES (?, ?, ?)", rows)
+            partial.replace(folder / FILE)
+        finally:
+            _remove_partial(folder)
         return cls(folder)
 
     def __enter__(self) -> Ledger:
@@ -72,15 +89,15 @@ class Ledger:
 
     def units(self) -> list[Unit]:
         """All units in the order of the plan."""
-        rows = self._connection.execute("SELECT unit FROM units ORDER BY position").fetchall()
-        return [_unit(row[0]) for row in rows]
+        texts = [text for (text,) in self._rows("SELECT unit FROM units ORDER BY position")]
+        if _plan_sha256(texts) != self._one("SELECT plan FROM run"):
+            raise self._broken("the list of units is not what was stored")
+        return [_unit(text) for text in texts]
 
     def pending(self) -> list[Unit]:
         """The units without a result, in the order of the plan."""
-        rows = self._connection.execute(
-            "SELECT unit FROM units WHERE id NOT IN (SELECT unit FROM results) ORDER BY position"
-        ).fetchall()
-        return [_unit(row[0]) for row in rows]
+        done = {unit for (unit,) in self._rows("SELECT unit FROM results")}
+        return [unit for unit in self.units() if unit.id not in done]
 
     def record(self, unit: Unit, arrays: Arrays) -> None:
         """Store a unit's result; from here on it is never computed again."""
@@ -92,10 +109,9 @@ class Ledger:
 
     def result(self, unit: Unit) -> Arrays:
         """A stored result; raises IntegrityError where it is not what was stored."""
-        content, sha256 = self._connection.execute(
-            "SELECT arrays, sha256 FROM results WHERE unit = ?", (unit.id,)
-        ).fetchone()
-        if _sha256(content) != sha256:
+        rows = self._rows("SELECT arrays, sha256 FROM results WHERE unit = ?", unit.id)
+        content, sha256 = rows[0] if rows else (b"", "")
+        if not isinstance(content, bytes) or _sha256(content) != sha256:
             raise IntegrityError(f"the result of the unit '{unit.id}' in {self.folder / FILE} is damaged")
         return load(content)
 
@@ -103,7 +119,7 @@ class Ledger:
         """Remember the checksums of exported files."""
         with self._transaction():
             self._connection.execute("DELETE FROM files")
-            rows = [(name, _sha256((self.folder / name).read_bytes())) for name in names]
+            rows = [(name, _file_sha256(self.folder / name)) for name in names]
             self._connection.executemany("INSERT INTO files VALUES (?, ?)", rows)
 
     @property
@@ -112,22 +128,63 @@ class Ledger:
         return bool(self._one("SELECT COUNT(*) FROM files"))
 
     def damage(self) -> list[str]:
-        """What is not as it was written: units by id, files by name."""
-        found = []
-        for unit in self.units():
-            try:
-                if self._one("SELECT COUNT(*) FROM results WHERE unit = ?", unit.id):
-                    self.result(unit)
-            except (IntegrityError, sqlite3.DatabaseError):
-                found.append(f"unit {unit.id}")
-        for name, sha256 in self._connection.execute("SELECT name, sha256 FROM files").fetchall():
-            path = self.folder / name
-            if not path.is_file() or _sha256(path.read_bytes()) != sha256:
-                found.append(f"file {name}")
-        return found
+        """What is not as it was written: units by id, files by name; IntegrityError if run.db is broken."""
+        if (answer := self._one("PRAGMA integrity_check")) != "ok":
+            raise self._broken(answer)
+        units = [f"unit {unit.id}" for unit in self._damaged_units()]
+        return units + [f"file {name}" for name in self._damaged_files()]
 
-    def _one(self, query: str, *parameters: object) -> Any:
-        return self._connection.execute(query, parameters).fetchone()[0]
+    def forget_damage(self) -> None:
+        """Take back what is not as it was written, so that it is made again."""
+        units, files = self._damaged_units(), self._damaged_files()
+        with self._transaction():
+            rows = [(unit.id,) for unit in units]
+            self._connection.executemany("DELETE FROM results WHERE unit = ?", rows)
+            if units or files:
+                self._connection.execute("DELETE FROM files")
+
+    def _damaged_units(self) -> list[Unit]:
+        """Results that are not what was stored; of a run with all its files also those that are gone."""
+        pending = set() if self.is_exported else {unit.id for unit in self.pending()}
+        return [unit for unit in self.units() if unit.id not in pending and not self._is_intact(unit)]
+
+    def _is_intact(self, unit: Unit) -> bool:
+        try:
+            self.result(unit)
+        except IntegrityError:
+            return False
+        return True
+
+    def _damaged_files(self) -> list[str]:
+        rows = self._rows("SELECT name, sha256 FROM files")
+        return [name for name, sha256 in rows if _file_sha256(self.folder / name) != sha256]
+
+    def _stored_spec(self) -> Spec:
+        try:
+            ((text, digest),) = self._rows("SELECT spec, digest FROM run")
+            spec = Spec.model_validate_json(text)
+        except (ValueError, TypeError, InputError) as error:
+            raise self._broken(error) from None
+        if spec.digest != digest:
+            raise self._broken("the spec is not what was stored")
+        return spec
+
+    def _one(self, query: str) -> Any:
+        return self._rows(query)[0][0]
+
+    def _rows(self, query: str, *parameters: object) -> list[Any]:
+        try:
+            return self._connection.execute(query, parameters).fetchall()
+        except sqlite3.DatabaseError as error:
+            if getattr(error, "sqlite_errorcode", 0) & 0xFF in DISK_ERRORS:
+                raise disk_error(self.folder, str(error)) from None
+            raise self._broken(error) from None
+
+    def _broken(self, reason: object) -> IntegrityError:
+        return IntegrityError(
+            f"{self.folder / FILE} cannot be read: {reason}\n"
+            "  fix:     bring back a copy of the folder, or run again with another --output"
+        )
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
@@ -144,6 +201,30 @@ class Ledger:
 def _unit(text: str) -> Unit:
     fields = json.loads(text)
     return Unit(**{**fields, "channels": tuple(fields["channels"])})
+
+
+def disk_error(folder: Path, reason: str) -> FragileNeuronsError:
+    """What to tell of a disk that is full, read-only or failing."""
+    return InputError(
+        "the run folder cannot be written",
+        given=f"{folder}: {reason}",
+        allowed="a folder that can be written, on a disk with room",
+        fix="make room or choose another --output; finished units are kept: fragile-neurons resume "
+        + str(folder),
+    )
+
+
+def _remove_partial(folder: Path) -> None:
+    for name in (PARTIAL, f"{PARTIAL}-journal"):
+        (folder / name).unlink(missing_ok=True)
+
+
+def _plan_sha256(units: Iterable[str]) -> str:
+    return _sha256("\n".join(units).encode())
+
+
+def _file_sha256(path: Path) -> str | None:
+    return _sha256(path.read_bytes()) if path.is_file() else None
 
 
 def _sha256(content: bytes) -> str:

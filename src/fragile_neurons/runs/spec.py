@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Literal
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from fragile_neurons.errors import InputError
+from fragile_neurons.norms import format_epsilon, parse_epsilons
 
 MOST_THREADS = 8  # small networks gain nothing beyond
 
@@ -71,6 +72,11 @@ class Spec(_Frozen):
     threads: int = Field(default_factory=default_threads, ge=1)
     seed: int = Field(default=0, ge=0)
     found: Found | None = None
+
+    @field_validator("epsilons")
+    @classmethod
+    def _one_text_per_budget(cls, values: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(format_epsilon(epsilon) for epsilon in parse_epsilons(values))
 
     @property
     def digest(self) -> str:

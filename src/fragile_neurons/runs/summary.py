@@ -9,6 +9,7 @@ from importlib import metadata
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import scipy
 import torch
 
@@ -101,18 +102,28 @@ def _per_class(results: Results, row: int, classes: tuple[str, ...]) -> dict[str
 def _dropout(subject: Subject, results: Results) -> list[dict[str, Any]]:
     """Per layer and condition (epsilon None is clean): how many neurons have which verdict."""
     layers = np.array([neuron.layer for neuron in subject.selection.neurons])
-    conditions: list[tuple[str | None, Drops]] = [(None, results.dropout.clean)]
+    predictions, dropout = results.predictions, results.dropout
+    conditions: list[tuple[str | None, Drops, npt.NDArray[np.bool_]]] = [
+        (None, dropout.clean, predictions.right)
+    ]
     if subject.spec.mode == "adaptive":
-        grid = zip(results.dropout.epsilons, results.dropout.adv, strict=True)
-        conditions += [(format_epsilon(epsilon), drops) for epsilon, drops in grid]
+        names = [format_epsilon(epsilon) for epsilon in dropout.epsilons]
+        conditions += list(zip(names, dropout.adv, predictions.adv_right, strict=True))
     rows = []
     for layer in subject.selection.layers:
-        for epsilon, drops in conditions:
+        for epsilon, drops, right in conditions:
             here = layers == layer.name
             counts = Counter(drops.verdict[here].tolist())
-            verdicts = {verdict: counts[verdict] for verdict in VERDICTS}
-            small = int((drops.small[here] == True).sum())  # noqa: E712  (an array of bool or None)
-            rows.append({"layer": layer.name, "epsilon": epsilon, "verdicts": verdicts, "small": small})
+            rows.append(
+                {
+                    "layer": layer.name,
+                    "epsilon": epsilon,
+                    "verdicts": {verdict: counts[verdict] for verdict in VERDICTS},
+                    "small": int(np.equal(drops.small[here], True).sum()),
+                    "right": int(right.sum()),
+                    "wrong": int((~right).sum()),
+                }
+            )
     return rows
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pickle
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -96,8 +95,9 @@ def _restore(checkpoint: Path, identity: dict[str, Any], parts: dict[str, Any]) 
         return 0
     try:
         content = torch.load(checkpoint, weights_only=True)
-        found = content["identity"]
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError) as error:
+        found, epoch = dict(content["identity"]), int(content["epoch"])
+        states = {key: content[key] for key in parts}
+    except Exception as error:  # a damaged file makes torch.load raise nearly anything
         raise InputError(
             "the checkpoint cannot be read",
             given=f"{checkpoint}: {' '.join(str(error).split())[:200]}",
@@ -113,5 +113,5 @@ def _restore(checkpoint: Path, identity: dict[str, Any], parts: dict[str, Any]) 
                 fix="choose another --output, or remove the checkpoint",
             )
     for key, part in parts.items():
-        part.load_state_dict(content[key])
-    return int(content["epoch"])
+        part.load_state_dict(states[key])
+    return epoch

@@ -1,0 +1,35 @@
+# Everything runs in one virtual environment that the first target makes by itself.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: demo test test-slow format clean
+
+demo: $(INSTALLED)  ## the paper's experiment on bundled MNIST images: about a minute
+	$(BIN)/fragile-neurons analyze
+
+test: $(INSTALLED)  ## lint, types, import floors and the fast tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/pytest
+
+test-slow: $(INSTALLED)  ## simulations and long runs
+	$(BIN)/pytest -m slow
+
+format: $(INSTALLED)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+$(INSTALLED): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "fragile-neurons needs Python 3.11 or newer: make PYTHON=/path/to/python3.11 ..."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --editable '.[dev]'
+	$(BIN)/pip install --quiet --no-deps torchattacks==3.5.1  # it pins packages that it does not need here
+	touch $@
+
+clean:
+	rm -rf $(VENV) runs trained

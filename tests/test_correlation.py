@@ -1,0 +1,146 @@
+"""Correlation of fragility with targeting: the same numbers as the analyses, and a planted relation."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from fractions import Fraction
+
+import numpy as np
+import pytest
+
+import fragile_neurons as fn
+from fragile_neurons.analysis import correlation
+from fragile_neurons.analysis.correlation import HEADLINES, Relation, correlate, summarise_relation
+from fragile_neurons.analysis.disturbance import observe_disturbances
+from fragile_neurons.analysis.dropout import observe_all_drops, summarise_dropout
+from fragile_neurons.analysis.robustness import observe_predictions
+from fragile_neurons.analysis.selection import select
+from fragile_neurons.analysis.targeting import summarise_targeting
+from fragile_neurons.analysis.verdicts import Rule
+from fragile_neurons.stats import holm
+
+GRID = (Fraction(1, 50), Fraction(1, 20))
+
+
+@pytest.fixture
+def relation(small_classifier: fn.Classifier, small_data: fn.ImageData) -> Relation:
+    return correlate(small_classifier, small_data, layer="conv2", epsilons=GRID)
+
+
+def test_measures_with_equal_weights_are_the_analyses_own_numbers(
+    small_classifier: fn.Classifier, small_data: fn.ImageData
+) -> None:
+    options = {"layer": "conv2", "neurons": "conv2:0,conv2:2,conv2:5"}
+    drop = fn.dropout(small_classifier, small_data, epsilons=GRID, **options)  # type: ignore[arg-type]
+    aim = fn.targeting(small_classifier, small_data, epsilons=GRID, **options)  # type: ignore[arg-type]
+    selection = select(small_classifier, small_data, **options)  # type: ignore[arg-type]
+    predictions = observe_predictions(small_classifier, small_data, GRID, batch_size=256)
+    observed = observe_disturbances(
+        small_classifier, small_data, selection.layers, "conv", GRID, batch_size=256, seed=0
+    )["conv2"]
+    dropped = observe_all_drops(
+        small_classifier,
+        small_data,
+        selection,
+        replace="zero",
+        epsilons=GRID,
+        mode="adaptive",
+        batch_size=256,
+    )
+    equal = np.ones((1, len(small_data)))
+    for row in range(len(GRID)):
+        columns = np.array([True] * 3)
+        fragility = correlation._fragility_measures(predictions, dropped, columns, row, "adaptive")
+        aims = correlation._aim_measures(predictions.right, observed, [0, 2, 5], row)
+        expected = {
+            "clean_drop": drop.clean.drop,
+            "margin_drop": drop.margin_drop,
+            "adv_drop": drop.adv[row].drop,
+            "adv_margin_drop": drop.adv_margin_drop[row],
+            "share": aim.share[row],
+            "excess": aim.excess[row],
+            "noise_excess": aim.noise_excess[row],
+            "disturbance": aim.disturbance[row],
+        }
+        assert {*fragility, *aims} == {*expected}
+        for name, measure in (fragility | aims).items():
+            np.testing.assert_allclose(measure(equal)[0], expected[name], rtol=1e-6, atol=1e-9, err_msg=name)
+
+
+def test_two_headlines_at_each_epsilon_holm_adjusted_together(relation: Relation) -> None:
+    headlines = relation.headlines
+    assert [(pair.correlation.x, pair.correlation.y) for pair in headlines] == [*HEADLINES, *HEADLINES]
+    assert [pair.epsilon for pair in headlines] == [GRID[0], GRID[0], GRID[1], GRID[1]]
+    p = np.array([pair.correlation.p for pair in headlines])
+    defined = np.isfinite(p)
+    np.testing.assert_allclose(np.array([pair.adjusted_p for pair in headlines])[defined], holm(p[defined]))
+
+
+def test_every_other_pair_is_exploratory(relation: Relation) -> None:
+    others = [pair for pair in relation.pairs if not pair.headline]
+    assert len(others) == 2 * (4 * 4 - 2)
+    assert all(pair.correlation.n == 6 for pair in relation.pairs)
+
+
+def test_transfer_mode_correlates_clean_fragility_only(
+    small_classifier: fn.Classifier, small_data: fn.ImageData
+) -> None:
+    relation = correlate(small_classifier, small_data, epsilons=GRID[1:], mode="transfer")
+    assert {pair.correlation.x for pair in relation.pairs} == {"clean_drop", "margin_drop"}
+
+
+def test_a_planted_relation_is_found_and_its_reverse_too(
+    small_classifier: fn.Classifier, small_data: fn.ImageData
+) -> None:
+    """Disturbances are overwritten so that the share grows, or falls, with the margin drop."""
+    grid = GRID[1:]
+    selection = select(small_classifier, small_data, layer="conv2")
+    predictions = observe_predictions(small_classifier, small_data, grid, batch_size=256)
+    observed = observe_disturbances(
+        small_classifier, small_data, selection.layers, "conv", grid, batch_size=256, seed=0
+    )
+    dropped = observe_all_drops(
+        small_classifier,
+        small_data,
+        selection,
+        replace="zero",
+        epsilons=grid,
+        mode="adaptive",
+        batch_size=256,
+    )
+    fragility = summarise_dropout(selection, predictions, dropped, grid, mode="adaptive", rule=Rule())
+    rank = np.argsort(np.argsort(fragility.margin_drop))
+    for direction in (1, -1):
+        weight = np.exp(0.3 * direction * rank).astype(np.float32)
+        swap = np.full_like(observed["conv2"].swap_share, 1 / 6)
+        moved = np.broadcast_to(weight, observed["conv2"].disturbance.shape).copy()
+        planted = {"conv2": replace(observed["conv2"], disturbance=moved, swap_share=swap)}
+        aim = summarise_targeting(small_classifier, selection, small_data.classes, predictions, planted, grid)
+        found = summarise_relation(selection, predictions, dropped, planted, fragility, aim, seed=0)
+        controlled = found.headlines[1].correlation
+        assert (controlled.x, controlled.y) == ("margin_drop", "excess")
+        assert direction * controlled.spearman > 0.9
+        assert controlled.p < 0.05
+        assert controlled.low <= controlled.spearman <= controlled.high
+
+
+def test_the_table_has_a_row_per_pair_and_no_nan(relation: Relation) -> None:
+    table = relation.to_table()
+    assert table.num_rows == len(relation.pairs)
+    for column in table.columns:
+        assert not any(isinstance(value, float) and np.isnan(value) for value in column.to_pylist())
+
+
+def test_precision_counts_the_fragile_among_the_most_targeted(
+    small_classifier: fn.Classifier, small_data: fn.ImageData, relation: Relation
+) -> None:
+    fragile = fn.dropout(small_classifier, small_data, layer="conv2", epsilons=[]).clean.verdict == "fragile"
+    aim = fn.targeting(small_classifier, small_data, layer="conv2", epsilons=GRID)
+    for row, precision in enumerate(relation.precisions):
+        k = int(fragile.sum())
+        assert precision.fragile == k
+        if k:
+            top = np.argsort(-aim.share[row])[:k]
+            assert precision.precision == fragile[top].mean()
+        else:
+            assert np.isnan(precision.precision)

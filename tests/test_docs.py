@@ -1,0 +1,38 @@
+"""What the documents show is true: their examples run, their commands exist."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+
+
+def test_the_readmes_library_example_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (example,) = blocks("python")
+    exec(compile(example, "README.md", "exec"), {})
+    assert "value" in capsys.readouterr().out
+    assert (tmp_path / "runs" / "library" / "neurons.csv").is_file()
+
+
+def test_every_file_the_readme_links_to_exists() -> None:
+    links = re.findall(r"\]\((?!https?:)([^)#]+)\)", (ROOT / "README.md").read_text())
+    assert links
+    assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_the_public_names_are_listed_and_documented() -> None:
+    import fragile_neurons
+
+    assert sorted(fragile_neurons.__all__) == fragile_neurons.__all__
+    for name in fragile_neurons.__all__:
+        assert getattr(fragile_neurons, name).__doc__

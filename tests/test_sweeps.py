@@ -1,0 +1,205 @@
+"""The reference sweep against edited copies of the network, and against captum."""
+
+from __future__ import annotations
+
+import copy
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+from captum.attr import LayerFeatureAblation
+from torch import nn
+
+import fragile_neurons as fn
+from fragile_neurons.analysis.selection import probed_layers
+from fragile_neurons.attacks.fgsm import fgsm
+from fragile_neurons.classifier import evaluating
+from fragile_neurons.interventions import drop, intervening, record_maps
+from fragile_neurons.losses import margins
+from fragile_neurons.neurons import Layer, Site
+from fragile_neurons.sweeps.reference import sweep
+
+EPSILONS = [Fraction(1, 50), Fraction(1, 20)]
+
+
+def layer_named(classifier: fn.Classifier, data: fn.ImageData, name: str) -> Layer:
+    return next(layer for layer in probed_layers(classifier, data)[0] if layer.name == name)
+
+
+def without_channel(classifier: fn.Classifier, layer: str, channel: int) -> fn.Classifier:
+    """A copy with the channel's kernel and bias at zero."""
+    edited = copy.deepcopy(classifier)
+    module = edited.module.get_submodule(layer)
+    with torch.no_grad():
+        module.weight[channel] = 0  # type: ignore[index, operator]
+        module.bias[channel] = 0  # type: ignore[index, operator]
+    return edited
+
+
+def state(classifier: fn.Classifier) -> list[object]:
+    """Everything of a network that an analysis could leave changed."""
+    return [
+        classifier.sha256(),
+        [module.training for module in classifier.modules()],
+        [len(module._forward_hooks) + len(module._forward_pre_hooks) for module in classifier.modules()],
+        [(parameter.requires_grad, parameter.grad is None) for parameter in classifier.parameters()],
+    ]
+
+
+@pytest.mark.parametrize("name", ["conv1", "conv2"])
+def test_dropping_is_zeroing_kernel_and_bias(
+    name: str, small_classifier: fn.Classifier, small_data: fn.ImageData
+) -> None:
+    images, labels = small_data[:]
+    layer = layer_named(small_classifier, small_data, name)
+    channels = list(range(layer.channels))
+    swept = sweep(
+        small_classifier,
+        layer.site("conv"),
+        channels,
+        [0.0] * len(channels),
+        images,
+        labels,
+        EPSILONS,
+        adaptive=True,
+    )
+    whole_attack = fgsm(small_classifier, images, labels, EPSILONS)
+    with torch.no_grad():
+        before = small_classifier(images)
+    for channel in channels:
+        edited = without_channel(small_classifier, name, channel)
+        anew = fgsm(edited, images, labels, EPSILONS)
+        with torch.no_grad():
+            clean = edited(images)
+            transfer = torch.stack([edited(one) for one in whole_attack])
+            adaptive = torch.stack([edited(one) for one in anew])
+        expected = {
+            "clean_margin": margins(clean, labels),
+            "clean_move": (clean - before).abs().amax(1),
+            "transfer_margin": margins(transfer, labels),
+            "adv_margin": margins(adaptive, labels),
+            "clean_right": clean.argmax(1) == labels,
+            "transfer_right": transfer.argmax(2) == labels,
+            "adv_right": adaptive.argmax(2) == labels,
+        }
+        for key, value in expected.items():
+            np.testing.assert_allclose(
+                getattr(swept, key)[..., channel], value.numpy(), atol=1e-5, err_msg=key
+            )
+
+
+@pytest.mark.parametrize(("site", "follower"), [("conv", "conv1"), ("norm", "norm1"), ("act", "relu1")])
+def test_sites_are_where_they_say(
+    site: str, follower: str, small_classifier: fn.Classifier, small_data: fn.ImageData
+) -> None:
+    """Rebuilt with slices of the Sequential: everything up to the follower, edit, everything after."""
+    images, _ = small_data[:]
+    layer = layer_named(small_classifier, small_data, "conv1")
+    module = small_classifier.module
+    assert isinstance(module, nn.Sequential)
+    position = [name for name, _ in module.named_children()].index(follower) + 1
+    with torch.no_grad():
+        maps = module[:position]((images - 0.4) / 0.3).clone()
+        (recorded,) = record_maps(small_classifier, [layer.site(site)], images)
+        torch.testing.assert_close(recorded, maps.flatten(2))
+        maps[:, 2] = 0.25
+        expected = module[position:](maps)
+        with intervening(small_classifier, layer.site(site), 2, drop(0.25)):
+            found = small_classifier(images)
+    torch.testing.assert_close(found, expected)
+
+
+def test_dropping_equals_captums_layer_feature_ablation() -> None:
+    classifier, data = fn.load_model("mnist-cnn"), fn.load_data("mnist", limit=20)
+    images, labels = data[:]
+    layer = layer_named(classifier, data, "conv1")
+    mask = torch.arange(32).view(1, 32, 1, 1)
+    ablation = LayerFeatureAblation(classifier, classifier.module.get_submodule("conv1"))
+    with torch.no_grad():
+        theirs = ablation.attribute(images, target=labels, layer_mask=mask, layer_baselines=0)
+        before = classifier(images).gather(1, labels[:, None])[:, 0]
+        for channel in range(0, 32, 5):
+            with intervening(classifier, layer.site("conv"), channel, drop(0.0)):
+                after = classifier(images).gather(1, labels[:, None])[:, 0]
+            torch.testing.assert_close(before - after, theirs[:, channel, 0, 0], atol=1e-4, rtol=1e-4)
+
+
+def test_a_shared_module_is_dropped_at_every_call() -> None:
+    class Shared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(2, 2, 3, padding=1)
+            self.fc = nn.Linear(2 * 36, 3)
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return self.fc(torch.relu(self.conv(torch.relu(self.conv(images)))).flatten(1))
+
+    torch.manual_seed(0)
+    classifier = fn.Classifier(Shared())
+    images = torch.rand(5, 2, 6, 6)
+    site = Site("conv", "conv", "conv", None, 1, outputs=2)
+    edited = without_channel(classifier, "conv", 1)
+    with torch.no_grad(), intervening(classifier, site, 1, drop(0.0)):
+        torch.testing.assert_close(classifier(images), edited(images))
+    (maps,) = record_maps(classifier, [site], images)
+    assert maps.shape == (5, 2, 72)
+
+
+def test_the_nth_call_of_a_reused_activation_is_met_alone() -> None:
+    class Reused(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv1, self.conv2 = nn.Conv2d(1, 3, 3), nn.Conv2d(3, 3, 3)
+            self.relu = nn.ReLU(inplace=True)
+            self.fc = nn.Linear(3 * 16, 3)
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return self.fc(self.relu(self.conv2(self.relu(self.conv1(images)))).flatten(1))
+
+    torch.manual_seed(0)
+    classifier = fn.Classifier(Reused())
+    data = fn.ImageData(
+        np.random.default_rng(0).random((6, 1, 8, 8), np.float32), np.arange(6) % 3, ("a", "b", "c")
+    )
+    images, _ = data[:]
+    module = classifier.module
+    with torch.no_grad():
+        first = torch.relu(module.conv1(images))  # type: ignore[operator]
+        second = torch.relu(module.conv2(first))  # type: ignore[operator]
+        second[:, 0] = 0
+        expected = module.fc(second.flatten(1))  # type: ignore[operator]
+        with intervening(classifier, layer_named(classifier, data, "conv2").site("act"), 0, drop(0.0)):
+            torch.testing.assert_close(classifier(images), expected)
+            # every pass begins counting anew
+            torch.testing.assert_close(classifier(images), expected)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_network_is_as_before_after_every_analysis(
+    training: bool, small_classifier: fn.Classifier, small_data: fn.ImageData
+) -> None:
+    small_classifier.train(training)
+    before = state(small_classifier)
+    fn.dropout(small_classifier, small_data, layer="all", epsilons=[0.05])
+    fn.targeting(small_classifier, small_data, layer="all", site="act", epsilons=[0.05])
+    fn.robust_accuracy(small_classifier, small_data, attack="pgd", epsilons=[0.05])
+    fn.correlate(small_classifier, small_data, epsilons=[0.05])
+    assert state(small_classifier) == before
+
+
+def test_the_network_is_as_before_after_an_exception_in_the_middle(
+    small_classifier: fn.Classifier, small_data: fn.ImageData
+) -> None:
+    small_classifier.train()
+    before = state(small_classifier)
+    images, _ = small_data[:]
+    layer = layer_named(small_classifier, small_data, "conv1")
+
+    def fail(_: torch.Tensor) -> torch.Tensor:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), evaluating(small_classifier):
+        with intervening(small_classifier, layer.site("conv"), 0, fail):
+            small_classifier(images)
+    assert state(small_classifier) == before
