@@ -43,8 +43,57 @@ def test_the_robust_network_withstands_pgd() -> None:
     assert claim["epsilon"] == "0.2"
     assert claim["n"] == 10_000
     data = fn.load_data("mnist", limit=2_000)
-    measured = fn.robust_accuracy(
-        fn.load_model("mnist-cnn-robust"), data, attack="pgd", epsilons=["0.2"]
-    ).at(0)
+    measured = fn.robust_accuracy(fn.load_model("mnist-cnn-robust"), data, attack="pgd", epsilons=["0.2"]).at(
+        0
+    )
     assert claim["value"] >= 0.85
     assert measured.ci95[0] <= claim["value"] <= measured.ci95[1]
+
+
+@pytest.fixture(scope="module")
+def images() -> fn.ImageData:
+    return fn.load_data("mnist", limit=500)
+
+
+@pytest.fixture(scope="module")
+def classifier() -> fn.Classifier:
+    return fn.load_model("mnist-cnn")
+
+
+def test_pinned_robust_accuracy(classifier: fn.Classifier, images: fn.ImageData) -> None:
+    measured = fn.robust_accuracy(classifier, images, epsilons=["0", "0.1", "0.2"])
+    assert [measured.at(row).right for row in range(3)] == pytest.approx([498, 430, 190], abs=2)
+
+
+def test_pinned_nodal_dropout(classifier: fn.Classifier, images: fn.ImageData) -> None:
+    """Lost and gained on clean images were checked against copies with kernel and bias at zero."""
+    drop = fn.dropout(classifier, images, neurons="conv1:3,conv1:9,conv1:14,conv1:21", epsilons=["0.1"])
+    np.testing.assert_allclose(drop.clean.lost, [0, 0, 0, 0], atol=1)
+    np.testing.assert_allclose(drop.clean.gained, [1, 1, 0, 1], atol=1)
+    np.testing.assert_allclose(drop.adv[0].lost, [9, 29, 20, 15], atol=2)
+    np.testing.assert_allclose(drop.adv[0].gained, [1, 9, 4, 16], atol=2)
+    assert drop.adv[0].verdict.tolist()[1:] == ["fragile", "fragile", "undecided"]
+    np.testing.assert_allclose(drop.margin_drop, [-0.4623, 1.6888, 1.2422, 1.1095], atol=2e-3)
+    np.testing.assert_allclose(drop.adv_margin_drop[0], [0.1570, 1.2865, 0.9210, 0.3599], atol=2e-2)
+
+
+def test_pinned_targeting(classifier: fn.Classifier, images: fn.ImageData) -> None:
+    """conv1:3 and conv1:16 are between them the most disturbed neuron of every image."""
+    aim = fn.targeting(classifier, images, neurons="conv1:0,conv1:3,conv1:16,conv1:18", epsilons=["0.1"])
+    np.testing.assert_allclose(aim.share[0], [0.02670, 0.05269, 0.05122, 0.04306], atol=2e-4)
+    np.testing.assert_allclose(aim.wins[0][1:3], [0.867, 0.133], atol=0.01)
+    np.testing.assert_allclose(aim.excess[0][1:], [-0.0039, 0.0018, 0.0123], atol=2e-3)
+    np.testing.assert_allclose(aim.noise_excess[0][1:], [-0.0087, 0.0052, 0.0304], atol=2e-3)
+    assert aim.images[0] == pytest.approx(498, abs=1)
+
+
+def test_pinned_correlation(classifier: fn.Classifier, images: fn.ImageData) -> None:
+    paper, controlled = (
+        pair.correlation for pair in fn.correlate(classifier, images, epsilons=["0.1"]).headlines
+    )
+    assert (paper.n, controlled.n) == (32, 32)
+    assert paper.spearman == pytest.approx(0.125, abs=0.1)
+    assert controlled.spearman == pytest.approx(0.408, abs=0.03)
+    assert controlled.p == pytest.approx(0.020, abs=0.01)
+    assert (controlled.low, controlled.high) == pytest.approx((0.328, 0.481), abs=0.04)
+    assert controlled.partial_spearman == pytest.approx(0.606, abs=0.03)

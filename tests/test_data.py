@@ -453,8 +453,9 @@ def test_torchvisions_files_are_taken_and_its_errors_reported(tmp_path: Path) ->
     def download(root: str) -> None:
         raw = Path(root) / "MNIST" / "raw"
         raw.mkdir(parents=True)
-        for name, content in CONTENTS.items():
+        for name, content in CONTENTS.items():  # torchvision leaves both
             (raw / f"{name}.gz").write_bytes(gzip.compress(content))
+            (raw / name).write_bytes(content)
 
     def refuse(root: str) -> None:
         raise RuntimeError("Error downloading one.gz")
@@ -577,7 +578,7 @@ def test_an_npm_that_fails_is_reported(
 def test_a_hanging_npm_is_ended_with_all_that_it_started(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    script = f"(sleep 5; touch {tmp_path}/finished) & echo $! > {tmp_path}/child; wait"
+    script = f"(sleep 60; touch {tmp_path}/finished) & echo $! > {tmp_path}/child; wait"
     install_npm(tmp_path, script, monkeypatch)
     monkeypatch.setattr(sources, "NPM_TIMEOUT_SECONDS", 0.5)
     with pytest.raises(InputError, match=r"npm pack took more than 0\.5 s"):

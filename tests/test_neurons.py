@@ -221,12 +221,12 @@ def test_a_convolution_that_two_things_use_has_its_own_site_only() -> None:
     class Residual(Wired):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             x = self.conv(x)
-            return self.logits((self.relu(self.norm(x)) + x))
+            return self.logits(self.relu(self.norm(x)) + x)
 
     class ResidualOfTheNorm(Wired):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             x = self.norm(self.conv(x))
-            return self.logits((self.relu(x) + x))
+            return self.logits(self.relu(x) + x)
 
     modules = {"norm": nn.BatchNorm2d(4), "relu": nn.ReLU()}
     assert list(sites_of(Residual(**modules))) == ["conv"]

@@ -20,7 +20,8 @@ def intervening(classifier: Classifier, site: Site, channel: int, replace: Chann
     """Inside the block the channel's map (n, *map) is `replace(map)` instead; gradients pass."""
 
     def change(_: Site, output: torch.Tensor) -> torch.Tensor:
-        changed = output.clone()  # the output itself may be needed elsewhere, as in a residual sum
+        # autograd may still need the output as it was; without it a copy would cost as much as a layer
+        changed = output.clone() if output.requires_grad else output
         changed.select(site.axis, channel).copy_(replace(output.select(site.axis, channel)))
         return changed
 

@@ -74,12 +74,10 @@ class Targeting:
 
     def groups_table(self) -> pa.Table:
         """A row per group, neuron and epsilon: layer, channel, epsilon, group, share, wins."""
-        tables = [
-            neuron_table(self.neurons, self.epsilons, {"share": share, "wins": wins}).add_column(
-                3, "group", [[name] * share.size]
-            )
-            for name, (share, wins) in self.groups.items()
-        ]
+        tables = []
+        for name, (share, wins) in self.groups.items():
+            table = neuron_table(self.neurons, self.epsilons, {"share": share, "wins": wins})
+            tables.append(table.add_column(3, "group", [[name] * table.num_rows]))
         return pa.concat_tables(tables)
 
 
@@ -101,7 +99,7 @@ def summarise_targeting(
     ]
     joined = {key: np.concatenate([part[key] for part in parts], axis=-1) for key in parts[0]}
     moved = np.stack([_moved(observed[layer.name]) for layer in selection.layers]).any(axis=0)
-    right = predictions.right & (np.array([epsilon > 0 for epsilon in epsilons]).reshape(-1, 1))
+    right = predictions.right & np.array([epsilon > 0 for epsilon in epsilons], dtype=np.bool_).reshape(-1, 1)
     return Targeting(
         neurons=selection.neurons,
         epsilons=tuple(epsilons),

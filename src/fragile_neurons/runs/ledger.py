@@ -160,8 +160,9 @@ class Ledger:
         return [name for name, sha256 in rows if _file_sha256(self.folder / name) != sha256]
 
     def _stored_spec(self) -> Spec:
+        rows = self._rows("SELECT spec, digest FROM run")
         try:
-            ((text, digest),) = self._rows("SELECT spec, digest FROM run")
+            ((text, digest),) = rows
             spec = Spec.model_validate_json(text)
         except (ValueError, TypeError, InputError) as error:
             raise self._broken(error) from None

@@ -1,0 +1,770 @@
+"""The command: every mistake is one message with a fix and an exit code, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import re
+import shlex
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import sysconfig
+import tomllib
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from fragile_neurons import open_run
+from fragile_neurons.cli import main
+from fragile_neurons.models.loading import MODELS
+from fragile_neurons.runs.engines import local
+from fragile_neurons.runs.execute import Subject, execute_unit
+from fragile_neurons.runs.plan import Unit
+from fragile_neurons.runs.spec import Spec
+
+SMALL = ["--limit", "20", "--neurons", "3", "--device", "cpu"]
+SMALL_RUN = [*SMALL, "--epsilons", "0.1", "--batch-size", "4"]  # six units
+UNITS = 6
+COMMANDS = ["analyze", "resume", "status", "verify", "layers", "models", "train", "data list", "data fetch"]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    code: int
+    out: str
+    err: str
+
+
+Command = Callable[..., Outcome]
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Command:
+    """Run `fragile-neurons` in this process, in an empty folder `work`."""
+    work = tmp_path / "work"
+    work.mkdir()
+    monkeypatch.chdir(work)
+
+    def run(*arguments: str) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["fragile-neurons", *arguments])
+        capsys.readouterr()
+        code = 0
+        try:
+            main()
+        except SystemExit as stop:
+            code = stop.code if isinstance(stop.code, int) else int(bool(stop.code))
+        shown = capsys.readouterr()
+        return Outcome(code, plain(shown.out), plain(shown.err))
+
+    return run
+
+
+def plain(text: str) -> str:
+    """Without the colours that some CI machines ask for."""
+    return re.sub(r"\x1b\[[0-9;]*m", "", text)
+
+
+def assert_refused(outcome: Outcome, *holds: str, code: int = 2) -> None:
+    assert outcome.code == code, outcome.err
+    assert outcome.err.startswith("error: ")
+    assert outcome.err.count("error:") == 1
+    assert "Traceback" not in outcome.err
+    assert "\n  fix:     " in outcome.err
+    if code == 2:
+        assert "\n  given:   " in outcome.err
+        assert "\n  allowed: " in outcome.err
+    assert outcome.out == ""
+    for part in holds:
+        assert part in outcome.err
+
+
+def assert_nothing_left() -> None:
+    """The command ran in a folder that was empty."""
+    assert list(Path.cwd().iterdir()) == []
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    yield tmp_path_factory.mktemp("kept") / "run"
+
+
+@pytest.fixture
+def finished(command: Command, kept: Path) -> Path:
+    """A finished run; computed once, so tests must not change it."""
+    if not kept.exists():
+        assert command("analyze", *SMALL_RUN, "--output", str(kept)).code == 0
+    return kept
+
+
+@pytest.fixture
+def own(finished: Path, tmp_path: Path) -> Path:
+    """A copy of the finished run that a test may damage."""
+    return Path(shutil.copytree(finished, tmp_path / "own"))
+
+
+@pytest.fixture
+def computed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The ids of the units that are computed in this process from here on."""
+    ids: list[str] = []
+
+    def watched(subject: Subject, unit: Unit) -> dict[str, Any]:
+        ids.append(unit.id)
+        return execute_unit(subject, unit)
+
+    monkeypatch.setattr(local, "execute_unit", watched)
+    return ids
+
+
+@pytest.fixture
+def unfinished(monkeypatch: pytest.MonkeyPatch, command: Command, tmp_path: Path) -> Path:
+    """A run that was interrupted after two units."""
+    folder = tmp_path / "unfinished"
+    left = [2]
+
+    def interrupted(subject: Subject, unit: Unit) -> dict[str, Any]:
+        left[0] -= 1
+        if left[0] < 0:
+            raise KeyboardInterrupt
+        return execute_unit(subject, unit)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(local, "execute_unit", interrupted)
+        outcome = command("analyze", *SMALL_RUN, "--output", str(folder))
+    assert outcome.code == 130
+    assert outcome.out == ""
+    assert outcome.err.splitlines()[-2:] == [
+        "interrupted",
+        f"  finished units are kept, go on with: fragile-neurons resume {folder}",
+    ]
+    return folder
+
+
+def same_neurons(one: Path, two: Path) -> bool:
+    return (one / "neurons.csv").read_bytes() == (two / "neurons.csv").read_bytes()
+
+
+# --- bad input
+
+
+@pytest.mark.parametrize(
+    ("text", "holds"),
+    [
+        ("-0.1", ["given:   -0.1", "[0, 1]"]),
+        ("8", ["given:   8", '"8/255"']),
+        ("1.01", ["given:   1.01", "[0, 1]"]),
+        ("nan", ["given:   nan", "a number in [0, 1]"]),
+        ("inf", ["given:   inf", "a number in [0, 1]"]),
+        ("-inf", ["given:   -inf", "a number in [0, 1]"]),
+        ("0.1,,0.2", ["given:   an empty text", "separated by commas"]),
+        ("0.1,", ["given:   an empty text", "separated by commas"]),
+        ("0.1;0.2", ["given:   0.1;0.2", "separated by commas"]),
+        ("0.2,51/255", ["given twice", "given:   0.2", "each budget once"]),
+        ("0.1,0.05,0.10", ["given twice", "given:   0.1", "remove the duplicate"]),
+    ],
+)
+def test_an_impossible_epsilon_is_refused(command: Command, text: str, holds: list[str]) -> None:
+    assert_refused(command("analyze", *SMALL, f"--epsilons={text}"), *holds)
+    assert_nothing_left()
+
+
+@pytest.mark.parametrize(
+    ("options", "holds"),
+    [
+        ("--limit 9", ["given:   9", "10 to 10000"]),
+        ("--limit -5", ["given:   -5", "10 to 10000"]),
+        ("--limit 10001", ["given:   10001", "10 to 10000"]),
+        ("--limit 5001 --split val", ["given:   5001", "10 to 5000"]),
+        ("--model nope", ["given:   nope", "mnist-cnn, mnist-cnn-robust", "fragile-neurons models"]),
+        ("--data nope", ["given:   nope", "mnist", "fragile-neurons data list"]),
+        ("--split nope", ["given:   nope", "train (55,000 images), val (5,000 images)", "--split"]),
+        ("--layer nope", ["no such layer", "given:   nope", "first, all, or: conv1, conv2, fc1"]),
+        ("--layer relu1", ["is executed", "given:   relu1", "first, all, or: conv1, conv2, fc1"]),
+        ("--layer fc2", ["never a target", "given:   fc2", "first, all, or: conv1, conv2, fc1"]),
+        ("--neurons conv1:32", ["given:   conv1:32", "conv1:0 to conv1:31", "conv1:3,conv1:17"]),
+        ("--neurons conv2:0", ["given:   conv2:0", "conv1:0 to conv1:31"]),
+        ("--neurons 0", ["given:   0", "conv1:0 to conv1:31"]),
+        ("--neurons conv1", ["given:   conv1", "conv1:0 to conv1:31"]),
+        ("--site norm", ["conv1 has no site norm", "given:   norm", "allowed: conv, act", "--site"]),
+        ("--site pool", ["given:   pool", "'conv', 'norm' or 'act'"]),
+        ("--mode nope", ["given:   nope", "'adaptive' or 'transfer'"]),
+        ("--replace nope", ["given:   nope", "'zero' or 'mean'"]),
+        ("--verdict-rule nope", ["given:   nope", "'tested' or 'below-mean'"]),
+        ("--device tpu", ["given:   tpu", "auto, cpu, cuda", "--device cpu"]),
+        ("--device cpu:x", ["given:   cpu:x", "auto, cpu, cuda"]),
+        ("--tolerance wide", ["given:   wide", '"1pp" or "0.01"']),
+        ("--tolerance 0pp", ["given:   0.0", "greater than 0"]),
+        ("--tolerance nan", ["given:   nan"]),
+        ("--tolerance 100pp", ["given:   1.0", "less than 1"]),
+        ("--batch-size 3", ["given:   3", "greater than or equal to 4"]),
+        ("--mean x", ["--mean", "given:   x"]),
+        ("--mean 0.5", ["mean and std", "given:   mean=(0.5,), std=None", "both or neither"]),
+        ("--mean 0 --std 0", ["std is not positive", "given:   [0.0]"]),
+        ("--mean nan --std 1", ["logits are not finite", "normalisation"]),
+        ("--mean 0,0,0 --std 1,1,1", ["channels", "mean and std of 3 channels"]),
+        ("--weights none.safetensors", ["given:   none.safetensors", "a safetensors file"]),
+        ("--weights .", ["given:   .", "a safetensors file"]),
+        ("--spec none.toml", ["--spec stands alone", "--limit, --neurons"]),
+    ],
+)
+def test_an_impossible_option_is_refused_before_anything_is_written(
+    command: Command, options: str, holds: list[str]
+) -> None:
+    outcome = command("analyze", *SMALL, "--output", "run", "--epsilons", "0.1", *shlex.split(options))
+    assert_refused(outcome, *holds)
+    assert_nothing_left()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
+def test_cuda_is_refused_where_there_is_none(command: Command) -> None:
+    outcome = command("analyze", *SMALL, "--device", "cuda")
+    assert_refused(outcome, "given:   cuda", "no CUDA device here", "--device cpu")
+    assert_nothing_left()
+
+
+@pytest.mark.parametrize(
+    ("kind", "holds"),
+    [
+        ("text", ["the weights cannot be read", "a safetensors file"]),
+        ("pickle", ["the weights cannot be read", "a safetensors file"]),
+        ("truncated", ["the weights cannot be read", "a safetensors file"]),
+        ("shape", ["do not fit", "fc2.bias: (11,)", "fc2.bias: (10,)"]),
+        ("missing", ["do not fit", "fc2.bias: missing", "fc2.bias: (10,)"]),
+        ("extra", ["do not fit", "extra: (1,)", "extra: not in this network"]),
+        ("nan", ["fc2.bias are not finite", "1 NaN or infinite of 10", "finite weights"]),
+        ("infinite", ["fc2.bias are not finite", "1 NaN or infinite of 10", "finite weights"]),
+    ],
+)
+def test_unusable_weights_are_refused_with_the_name_of_the_tensor(
+    command: Command, tmp_path: Path, kind: str, holds: list[str]
+) -> None:
+    weights, file = load_file(MODELS["mnist-cnn"].weights), tmp_path / "weights.safetensors"
+    if kind == "shape":
+        weights["fc2.bias"] = torch.zeros(11)
+    elif kind == "missing":
+        del weights["fc2.bias"]
+    elif kind == "extra":
+        weights["extra"] = torch.zeros(1)
+    elif kind in ("nan", "infinite"):
+        weights["fc2.bias"][3] = torch.nan if kind == "nan" else torch.inf
+    if kind == "text":
+        file.write_text("<!DOCTYPE html>\n<html>404</html>")
+    elif kind == "pickle":
+        torch.save(weights, file)
+    else:
+        save_file(weights, file)
+    if kind == "truncated":
+        file.write_bytes(file.read_bytes()[:-1])
+    outcome = command("analyze", *SMALL_RUN, "--weights", str(file))
+    assert_refused(outcome, *holds)
+    assert kind in ("nan", "infinite") or str(file) in outcome.err
+    assert_nothing_left()
+
+
+def test_the_training_split_is_refused_where_it_was_not_fetched(
+    command: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("FRAGILE_NEURONS_DATA", str(tmp_path / "nowhere"))
+    assert_refused(command("analyze", *SMALL, "--split", "train"), "nowhere", "data fetch mnist")
+    train = command("train", "--model", "mnist-cnn", "--data", "mnist")
+    assert_refused(train, "nowhere", "data fetch mnist")
+    assert_nothing_left()
+
+
+@pytest.mark.parametrize(
+    ("line", "holds"),
+    [
+        ("layers --model nope", ["given:   nope", "mnist-cnn, mnist-cnn-robust"]),
+        ("layers --data nope", ["given:   nope", "allowed: mnist"]),
+        ("layers --weights nope", ["given:   nope", "a safetensors file"]),
+        ("data fetch nope", ["given:   nope", "allowed: mnist"]),
+        ("train --model nope --data mnist", ["given:   nope"]),
+        ("train --model mnist-cnn --data nope", ["given:   nope", "allowed: mnist"]),
+        ("train --model mnist-cnn --data mnist --adversarial 8", ["given:   8", '"8/255"']),
+        ("train --model mnist-cnn --data mnist --device tpu", ["given:   tpu", "auto, cpu, cuda"]),
+        ("status nope", ["not a run folder", "given:   nope", "run.db"]),
+        ("verify nope", ["not a run folder", "given:   nope", "run.db"]),
+        ("resume nope", ["not a run folder", "given:   nope", "run.db"]),
+        ("status .", ["not a run folder", "given:   .", "run.db"]),
+    ],
+)
+def test_the_other_commands_refuse_in_the_same_way(
+    command: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, line: str, holds: list[str]
+) -> None:
+    monkeypatch.setenv("FRAGILE_NEURONS_DATA", str(tmp_path / "nowhere"))
+    assert_refused(command(*shlex.split(line)), *holds)
+    assert_nothing_left()
+
+
+@pytest.mark.parametrize(
+    ("line", "names"),
+    [
+        ("analyze --limit many", "--limit"),
+        ("analyze --seed -1", "--seed"),
+        ("analyze --nope", "--nope"),
+        ("train --model mnist-cnn", "--data"),
+        ("train --model mnist-cnn --data mnist --epochs 0", "--epochs"),
+        ("status", "DIR"),
+        ("frobnicate", "frobnicate"),
+    ],
+)
+def test_what_is_no_command_line_at_all_is_named(command: Command, line: str, names: str) -> None:
+    outcome = command(*shlex.split(line))
+    assert outcome.code == 2
+    assert names in outcome.err
+    assert "Traceback" not in outcome.err
+    assert outcome.out == ""
+    assert_nothing_left()
+
+
+def test_a_name_with_markup_is_printed_as_it_is(command: Command) -> None:
+    name = "[bold]nope[/bold] :smile: [/]"
+    assert_refused(command("status", name), f"given:   {name}\n")
+
+
+# --- --spec
+
+
+def test_a_spec_that_is_not_there_is_refused(command: Command) -> None:
+    outcome = command("analyze", "--spec", "none.toml", "--output", "run")
+    assert_refused(outcome, "the spec cannot be read", "none.toml", "spec.toml")
+    assert_nothing_left()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "holds"),
+    [
+        ('model = "mnist-cnn"', 'model = "mnist-cnn', ["cannot be read", "line"]),
+        ("seed = 0", "seed = 0\nsead = 1", ["sead", "Extra inputs are not permitted"]),
+        ("seed = 0", "", []),
+        ('model = "mnist-cnn"', "", ["model", "Field required"]),
+        ('    "0.1",', '    "8",', ["given:   8", '"8/255"']),
+        ('    "0.1",', '    "0.1", "1/10",', ["given twice", "0.1"]),
+        ("limit = 20", 'limit = "x"', ["limit", "given:   x"]),
+        ("limit = 20", "limit = 21", ["images differs", "given:   21", "allowed: 20"]),
+        ('layer = "first"', 'layer = "conv2"', ["layers differs", "conv2", "new run"]),
+        ('device = "cpu"', 'device = "tpu"', ["given:   tpu", "auto, cpu, cuda"]),
+    ],
+)
+def test_a_spec_that_was_edited_is_checked_like_options(
+    command: Command, finished: Path, tmp_path: Path, old: str, new: str, holds: list[str]
+) -> None:
+    text = (finished / "spec.toml").read_text()
+    assert text.count(old) == 1
+    edited = tmp_path / "edited.toml"
+    edited.write_text(text.replace(old, new))
+    outcome = command("analyze", "--spec", str(edited), "--output", "run")
+    if holds:
+        assert_refused(outcome, *holds)
+        assert_nothing_left()
+    else:
+        assert outcome.code == 0  # what is left out has its default
+        assert same_neurons(Path("run"), finished)
+
+
+def test_a_spec_that_is_no_text_is_refused(command: Command, tmp_path: Path) -> None:
+    (tmp_path / "binary.toml").write_bytes(b"\xff\xfe\x00")
+    for path in (tmp_path / "binary.toml", tmp_path):
+        assert_refused(command("analyze", "--spec", str(path)), "the spec cannot be read", str(path))
+    assert_nothing_left()
+
+
+def test_a_spec_allows_no_other_option(command: Command, finished: Path) -> None:
+    spec = str(finished / "spec.toml")
+    outcome = command("analyze", "--spec", spec, "--model", "mnist-cnn", "--batch-size", "4")
+    assert_refused(outcome, "--spec stands alone", "given:   --batch-size, --model", "--output and --force")
+    assert_nothing_left()
+
+
+def test_a_spec_repeats_its_run(command: Command, finished: Path) -> None:
+    outcome = command("analyze", "--spec", str(finished / "spec.toml"), "--output", "again")
+    assert outcome.code == 0
+    assert same_neurons(Path("again"), finished)
+    assert Path("again/spec.toml").read_bytes() == (finished / "spec.toml").read_bytes()
+
+
+# --- what is asked for
+
+
+class Asked(Exception):  # noqa: N818  (not an error: it carries the spec out)
+    pass
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch, command: Command) -> Callable[..., Spec]:
+    """The spec that a command line stands for, without running it."""
+
+    def stop(spec: Spec, **_: object) -> None:
+        raise Asked(spec)
+
+    monkeypatch.setattr(importlib.import_module("fragile_neurons.cli.analyze"), "analyze_spec", stop)
+
+    def ask(*options: str) -> Spec:
+        with pytest.raises(Asked) as carried:
+            command("analyze", *options)
+        spec = carried.value.args[0]
+        assert isinstance(spec, Spec)
+        return spec
+
+    return ask
+
+
+def test_no_option_at_all_is_the_embedded_example(asked: Callable[..., Spec]) -> None:
+    for options in ([], ["--output", "x"], ["--force"]):
+        spec = asked(*options)
+        assert (spec.model, spec.data, spec.split, spec.limit) == ("mnist-cnn", "mnist", "test", 2000)
+        assert (spec.layer, spec.site, spec.replace, spec.mode) == ("first", "conv", "zero", "adaptive")
+        assert spec.epsilons == ("0.1", "0.2")
+        assert (spec.tolerance, spec.verdict_rule, spec.batch_size, spec.seed) == (0.01, "tested", 256, 0)
+
+
+def test_any_option_brings_the_epsilons_of_the_data(asked: Callable[..., Spec]) -> None:
+    assert asked("--limit", "20").epsilons == ("0.05", "0.1", "0.2")
+
+
+@pytest.mark.parametrize(
+    ("text", "epsilons"),
+    [
+        ("0", ("0",)),
+        ("8/255", ("8/255",)),
+        ("0.2, 0.1,0", ("0", "0.1", "0.2")),
+        ("51/255", ("0.2",)),
+        ("1", ("1",)),
+        ("", ()),
+    ],
+)
+def test_epsilons_are_taken_exactly_and_sorted(
+    asked: Callable[..., Spec], text: str, epsilons: tuple[str, ...]
+) -> None:
+    assert asked("--epsilons", text).epsilons == epsilons
+
+
+@pytest.mark.parametrize(("text", "tolerance"), [("2pp", 0.02), ("0.5pp", 0.005), ("0.03", 0.03)])
+def test_a_tolerance_is_points_or_a_fraction(asked: Callable[..., Spec], text: str, tolerance: float) -> None:
+    assert asked("--tolerance", text).tolerance == pytest.approx(tolerance, abs=1e-15)
+
+
+def test_every_option_reaches_the_spec(asked: Callable[..., Spec]) -> None:
+    spec = asked(
+        *shlex.split(
+            "--model mnist-cnn-robust --weights w.safetensors --mean 0.5 --std 0.25 --split val --limit 50 "
+            "--layer conv2 --neurons 4 --site act --replace mean --mode transfer --verdict-rule below-mean "
+            "--tolerance 2pp --device cpu --batch-size 32 --seed 7 --epsilons 1/255"
+        )
+    )
+    expected = {
+        "model": "mnist-cnn-robust", "weights": "w.safetensors", "mean": (0.5,), "std": (0.25,),
+        "data": "mnist", "split": "val", "limit": 50, "layer": "conv2", "neurons": "4", "site": "act",
+        "replace": "mean", "mode": "transfer", "verdict_rule": "below-mean", "tolerance": 0.02,
+        "device": "cpu", "batch_size": 32, "seed": 7, "epsilons": ("1/255",), "found": None,
+    }  # fmt: skip
+    assert {name: getattr(spec, name) for name in expected} == expected
+
+
+# --- what is shown
+
+
+def test_a_run_shows_accuracies_verdicts_neurons_headlines_and_its_folder(
+    command: Command, finished: Path, computed: list[str]
+) -> None:
+    outcome = command("analyze", *SMALL_RUN, "--output", str(finished))
+    assert outcome.code == 0
+    assert computed == []  # the same run again is done already
+    summary = open_run(finished).summary
+    shown = " ".join(outcome.out.split())
+    assert "mnist-cnn on 20 test images of mnist, site conv" in shown
+    value = 100 * summary["clean_accuracy"]["value"]
+    assert f"clean accuracy {value:.1f} % [" in shown
+    assert f"FGSM 0.1 {100 * summary['robust_accuracy'][0]['value']:.1f} % [" in shown
+    assert "conv1, clean" in shown
+    assert "Most fragile neurons" in shown
+    assert "Most targeted neurons, FGSM 0.1" in shown
+    assert shown.count("epsilon 0.1, conv1: fragility") == 2
+    assert f"The run is in {finished} (" in shown
+    neurons = {f"{row['layer']}:{row['channel']}" for row in open_run(finished).neurons.to_pylist()}
+    assert set(re.findall(r"conv1:\d+", shown)) == neurons
+
+
+def test_a_clean_run_goes_to_the_default_folder_and_speaks_of_no_attack(command: Command) -> None:
+    outcome = command("analyze", *SMALL, "--epsilons", "")
+    assert outcome.code == 0
+    assert "FGSM" not in outcome.out
+    assert "Most fragile neurons" in outcome.out
+    (folder,) = Path("runs").iterdir()
+    assert re.fullmatch(r"mnist-cnn-mnist-[0-9a-f]{8}", folder.name)
+    assert open_run(folder).neurons.num_rows == 3
+
+
+def test_epsilon_zero_and_a_fraction_run_in_order_with_exact_names(command: Command) -> None:
+    outcome = command("analyze", *SMALL, "--epsilons", "0.2,8/255,0", "--output", "run")
+    assert outcome.code == 0
+    assert tomllib.loads(Path("run/spec.toml").read_text())["epsilons"] == ["0", "8/255", "0.2"]
+    summary = open_run(Path("run")).summary
+    assert [row["epsilon"] for row in summary["robust_accuracy"]] == ["0", "8/255", "0.2"]
+    assert summary["robust_accuracy"][0]["value"] == summary["clean_accuracy"]["value"]
+    assert {pair["epsilon"] for pair in summary["correlation"]} == {"8/255", "0.2"}
+    assert "FGSM 8/255" in outcome.out
+
+
+@pytest.mark.parametrize("line", ["", *COMMANDS, "data"])
+def test_help_works_everywhere_and_shows_an_example(command: Command, line: str) -> None:
+    outcome = command(*shlex.split(line), "--help")
+    assert outcome.code == 0
+    text = " ".join(outcome.out.split())
+    assert re.search(
+        rf"Examples?: fragile-neurons {line.replace('data', 'data .*') if line == 'data' else line}", text
+    )
+
+
+def test_no_command_shows_the_commands(command: Command) -> None:
+    outcome = command()
+    for name in ("analyze", "resume", "status", "verify", "layers", "models", "train", "data"):
+        assert re.search(rf"^\W*{name}\b", outcome.out + outcome.err, re.MULTILINE)
+
+
+def test_layers_lists_what_can_be_chosen_and_what_cannot(command: Command) -> None:
+    outcome = command("layers", "--model", "mnist-cnn")
+    assert outcome.code == 0
+    rows = [
+        [cell.strip() for cell in line.split("│")[1:-1]] for line in outcome.out.splitlines() if "│" in line
+    ]
+    named = {row[0]: row[1:] for row in rows if row[0]}
+    assert named["conv1"][:4] == ["Conv2d", "32", "28 x 28", "conv, act"]
+    assert named["conv2"][:4] == ["Conv2d", "64", "14 x 14", "conv, act"]
+    assert named["fc1"][:4] == ["Linear", "128", "a number", "conv, act"]
+    assert "never a target" in " ".join(outcome.out.split())
+    assert list(named) == ["conv1", "conv2", "fc1", "fc2"]
+
+
+def test_models_lists_every_bundled_network_with_its_accuracies(command: Command) -> None:
+    outcome = command("models")
+    assert outcome.code == 0
+    for model in MODELS.values():
+        assert model.name in outcome.out
+        assert f"{100 * model.card()['clean_accuracy']['value']:.1f} %" in outcome.out
+    assert "421,642" in outcome.out
+
+
+def test_data_list_says_what_is_on_this_machine(
+    command: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("FRAGILE_NEURONS_DATA", str(tmp_path / "nowhere"))
+    outcome = command("data", "list")
+    assert outcome.code == 0
+    for part in ("mnist", "55,000", "5,000", "10,000", "CC BY-SA 3.0", "bundled"):
+        assert part in outcome.out
+
+
+# --- output folders
+
+
+def test_another_run_in_the_folder_is_refused_and_replaced_with_force(command: Command, own: Path) -> None:
+    (own / "notes.txt").write_text("mine")
+    before = (own / "neurons.csv").read_bytes()
+    other = ["analyze", *SMALL_RUN, "--neurons", "2", "--seed", "1", "--output", str(own)]
+    assert_refused(command(*other), str(own), "differs in: neurons, seed, found", "--force")
+    assert (own / "neurons.csv").read_bytes() == before
+    assert command(*other, "--force").code == 0
+    assert open_run(own).neurons.num_rows == 2
+    assert (own / "notes.txt").read_text() == "mine"
+    assert command("verify", str(own)).code == 0
+
+
+@pytest.mark.parametrize("force", [[], ["--force"]])
+def test_a_folder_or_file_that_is_no_run_is_refused_also_with_force(
+    command: Command, tmp_path: Path, force: list[str]
+) -> None:
+    thesis = tmp_path / "thesis"
+    thesis.mkdir()
+    (thesis / "neurons.csv").write_text("mine")
+    for place in (thesis, thesis / "neurons.csv"):
+        outcome = command("analyze", *SMALL_RUN, "--output", str(place), *force)
+        assert_refused(outcome, "not a run folder", str(place), "choose another --output")
+    assert [path.name for path in thesis.iterdir()] == ["neurons.csv"]
+    assert (thesis / "neurons.csv").read_text() == "mine"
+    assert_nothing_left()
+
+
+def test_a_folder_that_cannot_be_made_is_refused(command: Command, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    for place in (str(tmp_path / "file" / "run"), "/proc/run"):
+        outcome = command("analyze", *SMALL_RUN, "--output", place)
+        assert_refused(outcome, "cannot be written", place, "choose another --output")
+    assert_nothing_left()
+
+
+# --- status, verify, resume
+
+
+def test_a_finished_run_is_whole_for_every_command(
+    command: Command, finished: Path, computed: list[str]
+) -> None:
+    status = command("status", str(finished))
+    assert (status.code, status.err) == (0, "")
+    assert f"{UNITS} of {UNITS} units done" in status.out
+    verify = command("verify", str(finished))
+    assert (verify.code, verify.err) == (0, "")
+    assert f"{UNITS} units and all files are as they were written" in verify.out
+    assert command("resume", str(finished)).code == 0
+    assert computed == []
+
+
+def test_an_unfinished_run_says_how_far_it_is_and_is_finished_by_resume(
+    command: Command, unfinished: Path, finished: Path, computed: list[str]
+) -> None:
+    computed.clear()
+    status = command("status", str(unfinished))
+    assert_refused(status, "2 of 6 units done", f"fragile-neurons resume {unfinished}", code=3)
+    assert command("verify", str(unfinished)).code == 0  # what there is, is whole
+    assert command("resume", str(unfinished)).code == 0
+    assert len(computed) == UNITS - 2
+    assert same_neurons(unfinished, finished)
+    assert command("status", str(unfinished)).code == 0
+
+
+def test_the_same_command_again_resumes_too(
+    command: Command, unfinished: Path, finished: Path, computed: list[str]
+) -> None:
+    computed.clear()
+    assert command("analyze", *SMALL_RUN, "--output", str(unfinished)).code == 0
+    assert len(computed) == UNITS - 2
+    assert same_neurons(unfinished, finished)
+
+
+def test_a_damaged_result_is_named_by_verify_and_made_again_by_resume(
+    command: Command, own: Path, finished: Path, computed: list[str]
+) -> None:
+    with closing(sqlite3.connect(own / "run.db")) as connection, connection:
+        connection.execute("UPDATE results SET arrays = x'00' || substr(arrays, 2) WHERE unit LIKE 'drops%'")
+    verify = command("verify", str(own))
+    assert_refused(verify, "is damaged: unit drops conv1:", f"fragile-neurons resume {own}", code=4)
+    computed.clear()
+    assert command("resume", str(own)).code == 0
+    assert [unit.split()[0] for unit in computed] == ["drops", "drops"]
+    assert command("verify", str(own)).code == 0
+    assert same_neurons(own, finished)
+
+
+def test_a_damaged_file_is_named_by_verify_and_written_again_by_resume(
+    command: Command, own: Path, finished: Path, computed: list[str]
+) -> None:
+    content = (own / "neurons.csv").read_text()
+    (own / "neurons.csv").write_text(content.replace("0.1", "0.7", 1))
+    (own / "summary.md").unlink()
+    verify = command("verify", str(own))
+    assert_refused(verify, "is damaged: file neurons.csv, file summary.md\n", code=4)
+    computed.clear()
+    assert command("resume", str(own)).code == 0
+    assert computed == []
+    assert same_neurons(own, finished)
+    assert command("verify", str(own)).code == 0
+
+
+@pytest.mark.parametrize("name", ["status", "verify", "resume"])
+@pytest.mark.parametrize("length", [0, 50, 4096, 9000])
+def test_a_truncated_run_is_an_integrity_failure(command: Command, own: Path, name: str, length: int) -> None:
+    database = own / "run.db"
+    database.write_bytes(database.read_bytes()[:length])
+    assert_refused(command(name, str(own)), str(own), code=4)
+
+
+def test_a_run_whose_model_changed_is_not_resumed(command: Command, tmp_path: Path) -> None:
+    file = tmp_path / "weights.safetensors"
+    weights = load_file(MODELS["mnist-cnn"].weights)
+    save_file(weights, file)
+    assert command("analyze", *SMALL, "--epsilons", "", "--weights", str(file), "--output", "run").code == 0
+    weights["fc2.bias"] = weights["fc2.bias"] + 1
+    save_file(weights, file)
+    assert_refused(command("resume", "run"), "weights_sha256 differs", "bring back the same model")
+
+
+# --- real processes
+
+
+SIGNALLED = """
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+from fragile_neurons.cli import main
+from fragile_neurons.runs.engines import local
+
+execute, number, left = local.execute_unit, int(sys.argv.pop(1)), int(sys.argv.pop(1))
+
+def signalled(subject, unit):
+    global left
+    if left == 0:
+        os.kill(os.getpid(), number)
+    left -= 1
+    return execute(subject, unit)
+
+local.execute_unit = signalled
+main()
+"""
+
+
+@pytest.mark.parametrize(("number", "after"), [(signal.SIGINT, 3), (signal.SIGKILL, 4)])
+def test_a_signal_in_the_middle_of_a_run_loses_no_finished_unit(
+    command: Command,
+    finished: Path,
+    tmp_path: Path,
+    computed: list[str],
+    number: signal.Signals,
+    after: int,
+) -> None:
+    folder = tmp_path / "signalled"
+    arguments = [sys.executable, "-c", SIGNALLED, str(int(number)), str(after)]
+    process = subprocess.run(
+        [*arguments, "analyze", *SMALL_RUN, "--output", str(folder)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert process.stdout == ""
+    if number is signal.SIGINT:
+        assert process.returncode == 130
+        assert f"interrupted\n  finished units are kept, go on with: fragile-neurons resume {folder}" in (
+            process.stderr
+        )
+        assert "Traceback" not in process.stderr
+    else:
+        assert process.returncode == -signal.SIGKILL
+    assert_refused(command("status", str(folder)), f"{after} of {UNITS} units done", code=3)
+    computed.clear()
+    assert command("resume", str(folder)).code == 0
+    assert len(computed) == UNITS - after
+    assert same_neurons(folder, finished)
+    assert command("verify", str(folder)).code == 0
+
+
+def test_the_installed_command_refuses_with_one_message(tmp_path: Path) -> None:
+    script = Path(sysconfig.get_path("scripts")) / "fragile-neurons"
+    process = subprocess.run(
+        [script, "analyze", "--limit", "20", "--epsilons", "8"],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONWARNINGS": "error"},
+    )
+    outcome = Outcome(process.returncode, plain(process.stdout), plain(process.stderr))
+    assert_refused(outcome, "given:   8", 'did you mean "8/255"?')
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_the_command_without_options_finishes_with_every_file(command: Command) -> None:
+    outcome = command("analyze")
+    assert outcome.code == 0
+    (folder,) = Path("runs").iterdir()
+    run = open_run(folder)
+    assert run.summary["data"]["n"] == 2000
+    assert [row["epsilon"] for row in run.summary["robust_accuracy"]] == ["0.1", "0.2"]
+    assert run.neurons.num_rows == 2 * 32
+    assert command("verify", str(folder)).code == 0
