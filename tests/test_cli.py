@@ -37,6 +37,18 @@ UNITS = 6
 COMMANDS = ["analyze", "resume", "status", "verify", "layers", "models", "train", "data list", "data fetch"]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_core() -> Iterator[None]:
+    """A run takes a thread per core that it may use; one is fastest for runs as small as these."""
+    if not hasattr(os, "sched_setaffinity"):
+        yield
+        return
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {sorted(cores)[os.getpid() % len(cores)]})
+    yield
+    os.sched_setaffinity(0, cores)
+
+
 @dataclass(frozen=True)
 class Outcome:
     code: int
@@ -93,8 +105,8 @@ def assert_nothing_left() -> None:
 
 
 @pytest.fixture(scope="module")
-def kept(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    yield tmp_path_factory.mktemp("kept") / "run"
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("kept") / "run"
 
 
 @pytest.fixture
@@ -519,9 +531,7 @@ def test_help_works_everywhere_and_shows_an_example(command: Command, line: str)
     outcome = command(*shlex.split(line), "--help")
     assert outcome.code == 0
     text = " ".join(outcome.out.split())
-    assert re.search(
-        rf"Examples?: fragile-neurons {line.replace('data', 'data .*') if line == 'data' else line}", text
-    )
+    assert re.search(rf"Examples?: fragile-neurons {line}", text)
 
 
 def test_no_command_shows_the_commands(command: Command) -> None:
@@ -533,14 +543,13 @@ def test_no_command_shows_the_commands(command: Command) -> None:
 def test_layers_lists_what_can_be_chosen_and_what_cannot(command: Command) -> None:
     outcome = command("layers", "--model", "mnist-cnn")
     assert outcome.code == 0
-    rows = [
-        [cell.strip() for cell in line.split("│")[1:-1]] for line in outcome.out.splitlines() if "│" in line
-    ]
+    lines = [line.split("│")[1:-1] for line in outcome.out.splitlines() if "│" in line]
+    rows = [[cell.strip() for cell in line] for line in lines]
     named = {row[0]: row[1:] for row in rows if row[0]}
     assert named["conv1"][:4] == ["Conv2d", "32", "28 x 28", "conv, act"]
     assert named["conv2"][:4] == ["Conv2d", "64", "14 x 14", "conv, act"]
     assert named["fc1"][:4] == ["Linear", "128", "a number", "conv, act"]
-    assert "never a target" in " ".join(outcome.out.split())
+    assert " ".join(row[5] for row in rows).split() == ["yields", "the", "logits:", "never", "a", "target"]
     assert list(named) == ["conv1", "conv2", "fc1", "fc2"]
 
 

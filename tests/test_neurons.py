@@ -438,6 +438,9 @@ def test_a_number_draws_that_many_of_each_layer_by_the_seed() -> None:
 
 def test_a_draw_of_one_layer_does_not_depend_on_the_other_layers_chosen() -> None:
     assert select_neurons(TWO[1:], "2", 5) == select_neurons(TWO, "2", 5)[2:]
+    alike = (layer_of("one", 16), layer_of("other", 16))
+    draws = [[neuron.channel for neuron in select_neurons(alike, "8", seed)] for seed in range(5)]
+    assert all(draw[:8] != draw[8:] for draw in draws)  # nor is it the same one over again
 
 
 def test_a_number_above_the_channels_takes_them_all() -> None:

@@ -80,7 +80,7 @@ def test_progress_counts_epochs_and_steps_and_averages_the_loss(
 def test_every_epoch_sees_other_images_in_another_order_each_at_most_once(
     small_data: ImageData, tmp_path: Path
 ) -> None:
-    module = nn.Linear(1, 1)
+    module = nn.Linear(1, 1).eval()
     of_image = {small_data[row : row + 1][0].numpy().tobytes(): row for row in range(40)}
     seen: list[int] = []
 

@@ -50,3 +50,6 @@ def main() -> None:
     except FragileNeuronsError as error:
         errors.print(f"error: {error}")
         sys.exit(error.exit_code)
+    except OSError as error:  # a disk or a network that failed outside of a run folder
+        errors.print(f"error: {error}")
+        sys.exit(FragileNeuronsError.exit_code)

@@ -10,6 +10,7 @@ import typer
 
 from fragile_neurons.cli.console import console, progress, say
 from fragile_neurons.cli.options import parse_device
+from fragile_neurons.models.loading import find_model
 from fragile_neurons.norms import parse_epsilon
 from fragile_neurons.training.train import CARD, WEIGHTS, train_model
 
@@ -30,6 +31,7 @@ def train(
 
     Example: fragile-neurons train --model mnist-cnn-robust --data mnist --adversarial 0.2
     """
+    find_model(model)
     folder = output or Path("trained") / model
     epsilon = None if adversarial is None else parse_epsilon(adversarial)
     arguments = ["fragile-neurons", "train", "--model", model, "--data", data, "--epochs", str(epochs)]
@@ -44,9 +46,15 @@ def train(
         device=parse_device(device),
         command=shlex.join(arguments),
     )
-    with progress(f"training {model}", epochs) as advance:
-        for step in steps:
-            advance(step.epoch - (step.step < step.steps), f"epoch {step.epoch}, loss {step.loss:.4f}")
-        say("judging the trained network on the test images")
+    try:
+        with progress(f"training {model}", epochs) as advance:
+            for step in steps:
+                done = step.epoch - (step.step < step.steps)
+                advance(done, f"epoch {step.epoch}, loss {step.loss:.4f}")
+                if done == epochs:
+                    say("trained; now attacking it on the test images, which takes minutes")
+    except KeyboardInterrupt as stop:
+        stop.add_note("whole epochs are kept: the same command goes on from the last one")
+        raise
     console.print(f"weights: {folder / WEIGHTS}\ncard:    {folder / CARD}")
     console.print((folder / CARD).read_text())

@@ -49,7 +49,6 @@ def train_model(
     purpose = {"model": model, "adversarial": "no" if adversarial is None else format_epsilon(adversarial)}
     schedule = Schedule(epochs=epochs, seed=seed)
     yield from fit(classifier.module, loss, data, schedule, checkpoint=output / CHECKPOINT, purpose=purpose)
-    classifier.eval()
     weights = {
         key: tensor.detach().cpu().contiguous() for key, tensor in classifier.module.state_dict().items()
     }
