@@ -124,7 +124,7 @@ def pair(**changes: Any) -> dict[str, Any]:
 
 def test_a_headline_says_rho_interval_p_n_and_what_it_means() -> None:
     assert sentences.headline(pair()) == (
-        "epsilon 0.1, conv1: fragility (clean drop) against targeting (share of the disturbance): "
+        "FGSM 0.1, conv1, clean drop with share: "
         "Spearman +0.51 [+0.21, +0.74], p 0.016 (Holm), n = 32 neurons: "
         "the attack strikes the fragile neurons."
     )
@@ -134,9 +134,9 @@ def test_a_headline_says_rho_interval_p_n_and_what_it_means() -> None:
     ("rho", "p", "said"),
     [
         (0.5, 0.05, "the attack strikes the fragile neurons"),
-        (0.5, 0.0501, "no correlation shown"),
-        (-0.5, 0.01, "the attack avoids them"),
-        (-0.5, 0.9, "no correlation shown"),
+        (0.5, 0.0501, "not shown for neurons in general"),
+        (-0.5, 0.01, "the attack avoids the fragile neurons"),
+        (-0.5, 0.9, "not shown for neurons in general"),
     ],
 )
 def test_a_claim_needs_the_adjusted_p_and_follows_the_sign(rho: float, p: float, said: str) -> None:
@@ -163,7 +163,7 @@ def test_a_missing_interval_is_left_out() -> None:
 
 def test_the_controlled_headline_adds_its_partial_where_there_is_one() -> None:
     assert sentences.headline(pair(y="excess")).endswith(
-        " Given weight norm and activation energy: +0.30, p 0.09."
+        " Given weight norm and activation energy: +0.30, p 0.09, not adjusted."
     )
     without = sentences.headline(pair(y="excess", partial_spearman=None, partial_p=None))
     assert without.endswith("neurons: the attack strikes the fragile neurons.")

@@ -9,8 +9,12 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+FILE_WIDTH = 100
+
 # names come from users: nothing in them is markup
 console = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
+if not console.is_terminal:
+    console.width = FILE_WIDTH
 errors = Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
 
 SECONDS_BETWEEN_LINES = 10.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from rich.box import SIMPLE_HEAD
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
@@ -34,11 +35,12 @@ def show_run(run: Run) -> None:
     images = f"{data['n']:,} {data['split']} images of {data['name']}"
     title = Text(f"{found['model']['name']} on {images}, site {found['site']}")
     console.print(Panel(Text("\n".join(lines)), title=title, expand=False))
-    _show(run, "Most fragile neurons, by clean margin drop", FRAGILE, "margin_drop", epsilon)
+    strongest = f"FGSM {found['spec']['epsilons'][-1]}" if epsilon else "no attack"
+    _show(run, f"Most fragile neurons, by clean margin drop; {strongest}", FRAGILE, "margin_drop", epsilon)
     if epsilon:
-        strongest = found["spec"]["epsilons"][-1]
-        _show(run, f"Most targeted neurons, FGSM {strongest}", TARGETED, "share", epsilon)
+        _show(run, f"Most targeted neurons, {strongest}", TARGETED, "share", epsilon)
         console.print(Text("Does the attack strike the fragile neurons?", style="bold"))
+        console.print(Text(sentences.HEADLINES_EXPLAINED, style="dim"), soft_wrap=False)
         for pair in found["correlation"]:
             if pair["headline"]:
                 console.print(Text(f"  {sentences.headline(pair)}"))
@@ -46,7 +48,7 @@ def show_run(run: Run) -> None:
 
 
 def _show(run: Run, title: str, columns: Columns, by: str, epsilon: float | None) -> None:
-    table = Table(title=Text(title, style="bold"), title_justify="left")
+    table = Table(title=Text(title, style="bold"), title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     for name in columns:
         table.add_column(name)
     for row in top_neurons(run, by, epsilon, ROWS):

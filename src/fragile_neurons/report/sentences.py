@@ -8,6 +8,13 @@ from fragile_neurons.analysis.verdicts import FEWEST
 
 SIGNIFICANT = 0.05
 
+HEADLINES_EXPLAINED = (
+    "Share: of the layer's disturbance by FGSM, the paper's question. Excess: beyond what another image's "
+    "attack does to the same neuron. Fragility and targeting come from disjoint halves of the images. The "
+    "interval is for new images on this network; p is for neurons in another order: a relation can be steady "
+    "over images and still be chance among so few neurons."
+)
+
 
 def accuracy(found: dict[str, Any]) -> str:
     """99.10 % [98.59, 99.43]"""
@@ -27,23 +34,19 @@ def number(value: float | None, digits: int = 2) -> str:
 
 def headline(pair: dict[str, Any]) -> str:
     """One headline correlation as a sentence with its interval, p and n."""
-    asked = {
-        "share": "fragility (clean drop) against targeting (share of the disturbance)",
-        "excess": "fragility (margin drop) against targeting beyond another image's attack (excess)",
-    }[pair["y"]]
-    start = f"epsilon {pair['epsilon']}, {pair['layer']}: {asked}"
+    asked = {"share": "clean drop with share", "excess": "margin drop with excess"}[pair["y"]]
+    start = f"FGSM {pair['epsilon']}, {pair['layer']}, {asked}"
     if pair["spearman"] is None:
         return f"{start}: undefined for these {pair['n']} neurons (a measure is constant or empty)."
     interval = "" if pair["ci95"][0] is None else f" [{pair['ci95'][0]:+.2f}, {pair['ci95'][1]:+.2f}]"
-    verdict = "no correlation shown"
+    verdict = "not shown for neurons in general"
     if pair["adjusted_p"] <= SIGNIFICANT:
-        verdict = (
-            "the attack strikes the fragile neurons" if pair["spearman"] > 0 else "the attack avoids them"
-        )
+        strikes = "strikes" if pair["spearman"] > 0 else "avoids"
+        verdict = f"the attack {strikes} the fragile neurons"
     found = f"Spearman {pair['spearman']:+.2f}{interval}, p {pair['adjusted_p']:.2g} (Holm)"
     sentence = f"{start}: {found}, n = {pair['n']} neurons: {verdict}."
     if pair["y"] == "excess" and pair["partial_spearman"] is not None:
-        partial = f"{pair['partial_spearman']:+.2f}, p {pair['partial_p']:.2g}"
+        partial = f"{pair['partial_spearman']:+.2f}, p {pair['partial_p']:.2g}, not adjusted"
         sentence += f" Given weight norm and activation energy: {partial}."
     return sentence
 

@@ -30,7 +30,7 @@ def last_epsilon(run: Run) -> float | None:
 def markdown(run: Run) -> str:
     """The whole of summary.md."""
     found, epsilon = run.summary, last_epsilon(run)
-    data = found["data"]
+    data, strongest = found["data"], f"FGSM {found['spec']['epsilons'][-1]}" if epsilon else "no attack"
     layers = ", ".join(f"{layer['name']} ({layer['neurons']} neurons)" for layer in found["layers"])
     parts = [
         f"# {escape(found['model']['name'])} on {escape(data['name'])}",
@@ -47,14 +47,15 @@ def markdown(run: Run) -> str:
             ["layer", "condition", "verdicts"],
             [[row["layer"], sentences.condition(row), sentences.verdicts(row)] for row in found["dropout"]],
         ),
-        "## Most fragile neurons (clean margin drop)",
+        f"## Most fragile neurons (clean margin drop; {strongest})",
         table(FRAGILE, [_cells(row, FRAGILE) for row in top_neurons(run, "margin_drop", epsilon)]),
     ]
     if epsilon:
         parts += [
-            f"## Most targeted neurons (FGSM {found['spec']['epsilons'][-1]})",
+            f"## Most targeted neurons ({strongest})",
             table(TARGETED, [_cells(row, TARGETED) for row in top_neurons(run, "share", epsilon)]),
             "## Does the attack strike the fragile neurons?",
+            escape(sentences.HEADLINES_EXPLAINED),
             *(f"- {escape(sentences.headline(pair))}" for pair in found["correlation"] if pair["headline"]),
         ]
     parts += [
@@ -82,13 +83,13 @@ FRAGILE: Columns = {
     "margin drop": lambda row: number(row["margin_drop"]),
     "clean drop, pp": _drop("clean"),
     "verdict": lambda row: row["clean_verdict"],
-    "adversarial drop, pp": _drop("adv"),
-    "adversarial verdict": lambda row: row["adv_verdict"] or "–",
+    "FGSM drop, pp": _drop("adv"),
+    "FGSM verdict": lambda row: row["adv_verdict"] or "–",
 }
 TARGETED: Columns = {
     "neuron": _neuron,
     "share": lambda row: f"{100 * row['share']:.1f} %",
-    "excess": lambda row: number(row["excess"]),
+    "excess": lambda row: number(row["excess"], 3),
     "wins": lambda row: f"{100 * row['wins']:.1f} %",
     "clean drop, pp": lambda row: points(row["clean_drop"]),
     "verdict": lambda row: row["clean_verdict"],
