@@ -245,7 +245,7 @@ def test_the_summary_shows_every_part_and_only_the_headlines(tmp_path: Path) -> 
         "a model on mnist",
         "Accuracy",
         "Verdicts of nodal dropout",
-        "Most fragile neurons (clean margin drop)",
+        "Most fragile neurons (clean margin drop; FGSM 0.2)",
         "Most targeted neurons (FGSM 0.2)",
         "Does the attack strike the fragile neurons?",
         "Checks",
