@@ -44,6 +44,6 @@ def small_classifier(small_data: ImageData) -> Classifier:
     optimizer = torch.optim.Adam(classifier.parameters(), 3e-3)
     for _ in range(12):
         optimizer.zero_grad()
-        nn.functional.cross_entropy(classifier(images), labels).backward()
+        nn.functional.cross_entropy(classifier(images), labels).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     return classifier.eval()

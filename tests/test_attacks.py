@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
+from collections.abc import Sequence
 from fractions import Fraction
 
 import numpy as np
@@ -90,15 +91,14 @@ def test_one_backward_pass_serves_the_grid(
 def linear_classifier() -> fn.Classifier:
     """Two logits, margin of label 0 = w . x + b: the worst image within epsilon is known."""
     torch.manual_seed(1)
-    fc = nn.Linear(36, 2)
-    return fn.Classifier(nn.Sequential(nn.Flatten(), fc))
+    return fn.Classifier(nn.Sequential(nn.Flatten(), nn.Linear(36, 2)))
 
 
 def test_fgsm_and_pgd_find_the_optimum_of_a_linear_network() -> None:
     classifier = linear_classifier()
     images = torch.rand(50, 1, 6, 6) * 0.6 + 0.2  # epsilon 0.1 meets no bound
     labels = torch.arange(50) % 2
-    weight = classifier.module[1].weight.detach()  # type: ignore[union-attr, index]
+    weight = classifier.state_dict()["module.1.weight"]
     direction = (weight[0] - weight[1]).view(1, 1, 6, 6) * torch.where(labels == 0, 1.0, -1.0).view(
         -1, 1, 1, 1
     )
@@ -115,7 +115,7 @@ def test_pgd_is_stronger_than_fgsm_and_more_restarts_never_hurt(
     images, labels = small_data[:]
     right = []
     for method, options in ((fgsm, {}), (pgd, {"restarts": 1}), (pgd, {"restarts": 5})):
-        found = method(  # type: ignore[operator]
+        found = method(
             small_classifier,
             images,
             labels,
@@ -151,7 +151,7 @@ def greedy(
     classifier: fn.Classifier,
     images: torch.Tensor,
     labels: torch.Tensor,
-    epsilons: list[Fraction],
+    epsilons: Sequence[Fraction],
     *,
     generator: torch.Generator | None = None,
 ) -> torch.Tensor:

@@ -722,6 +722,24 @@ def test_a_flipped_bit_anywhere_in_the_database_is_found_if_it_changes_anything(
     assert found > 40
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        """UPDATE run SET spec = replace(spec, '"seed":0', '"seed":5')""",
+        """UPDATE run SET spec = replace(spec, '"seed":0', '"seed":')""",
+        """UPDATE run SET spec = replace(spec, '"0.05"', '"8.05"')""",
+        """UPDATE units SET unit = replace(unit, '[0, 1, 2, 3]', '[0, 1, 1, 3]')""",
+        "DELETE FROM units WHERE position = 0",
+        "DROP TABLE run",
+    ],
+)
+def test_a_spec_or_plan_that_is_not_what_was_stored_is_an_integrity_error(own: Path, change: str) -> None:
+    with closing(sqlite3.connect(own / "run.db")) as connection, connection:
+        assert connection.execute(change).rowcount != 0
+    with pytest.raises(IntegrityError, match=r"run\.db cannot be read"):
+        open_run(own)
+
+
 def test_a_truncated_database_is_an_integrity_error_whatever_is_asked(subject: Subject, own: Path) -> None:
     whole = (own / "run.db").read_bytes()
     lengths = [0, 1, 15, 100, 4096, len(whole) // 2, len(whole) - 4096, len(whole) - 1]

@@ -31,9 +31,11 @@ def without_channel(classifier: fn.Classifier, layer: str, channel: int) -> fn.C
     """A copy with the channel's kernel and bias at zero."""
     edited = copy.deepcopy(classifier)
     module = edited.module.get_submodule(layer)
+    assert isinstance(module, nn.Conv2d)
+    assert module.bias is not None
     with torch.no_grad():
-        module.weight[channel] = 0  # type: ignore[index, operator]
-        module.bias[channel] = 0  # type: ignore[index, operator]
+        module.weight[channel] = 0
+        module.bias[channel] = 0
     return edited
 
 
@@ -133,7 +135,8 @@ def test_a_shared_module_is_dropped_at_every_call() -> None:
             self.fc = nn.Linear(2 * 36, 3)
 
         def forward(self, images: torch.Tensor) -> torch.Tensor:
-            return self.fc(torch.relu(self.conv(torch.relu(self.conv(images)))).flatten(1))
+            logits: torch.Tensor = self.fc(torch.relu(self.conv(torch.relu(self.conv(images)))).flatten(1))
+            return logits
 
     torch.manual_seed(0)
     classifier = fn.Classifier(Shared())
@@ -155,7 +158,8 @@ def test_the_nth_call_of_a_reused_activation_is_met_alone() -> None:
             self.fc = nn.Linear(3 * 16, 3)
 
         def forward(self, images: torch.Tensor) -> torch.Tensor:
-            return self.fc(self.relu(self.conv2(self.relu(self.conv1(images)))).flatten(1))
+            logits: torch.Tensor = self.fc(self.relu(self.conv2(self.relu(self.conv1(images)))).flatten(1))
+            return logits
 
     torch.manual_seed(0)
     classifier = fn.Classifier(Reused())
@@ -199,7 +203,10 @@ def test_the_network_is_as_before_after_an_exception_in_the_middle(
     def fail(_: torch.Tensor) -> torch.Tensor:
         raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt), evaluating(small_classifier):
-        with intervening(small_classifier, layer.site("conv"), 0, fail):
-            small_classifier(images)
+    with (
+        pytest.raises(KeyboardInterrupt),
+        evaluating(small_classifier),
+        intervening(small_classifier, layer.site("conv"), 0, fail),
+    ):
+        small_classifier(images)
     assert state(small_classifier) == before
