@@ -17,14 +17,19 @@ from fragile_neurons.attacks.apply import ATTACKS, Attack, apply_attack
 from fragile_neurons.attacks.fgsm import fgsm, gradient_sign
 from fragile_neurons.attacks.pgd import pgd
 from fragile_neurons.errors import InputError
+from fragile_neurons.losses import margins
 
 GRID = [Fraction(0), Fraction(8, 255), Fraction(1, 10)]
 
 
 @pytest.fixture
 def mnist() -> tuple[fn.Classifier, torch.Tensor, torch.Tensor]:
-    images, labels = fn.load_data("mnist", limit=200)[:]
-    return fn.load_model("mnist-cnn"), images, labels
+    """The 200 of 2,000 images about which the network is least confident: float32 tells them apart."""
+    classifier = fn.load_model("mnist-cnn")
+    images, labels = fn.load_data("mnist", limit=2_000)[:]
+    with torch.no_grad():
+        hardest = margins(classifier(images), labels).argsort()[:200]
+    return classifier, images[hardest], labels[hardest]
 
 
 @pytest.mark.parametrize("name", ATTACKS)
@@ -69,7 +74,7 @@ def test_fgsm_equals_other_libraries(
     differing = (ours - theirs).abs() > 1e-6
     assert (relative[differing] <= uncertain[differing]).all()
     clear = (uncertain < 0.01).float().mean()
-    assert clear > 0.3
+    assert clear > 0.5
     assert differing[uncertain < 0.01].float().mean() < 0.01
     assert (ours - images).abs().max() > 0.09
 
