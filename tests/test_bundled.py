@@ -84,7 +84,7 @@ def test_pinned_targeting(classifier: fn.Classifier, images: fn.ImageData) -> No
     np.testing.assert_allclose(aim.wins[0][1:3], [0.867, 0.133], atol=0.01)
     np.testing.assert_allclose(aim.excess[0][1:], [-0.0039, 0.0018, 0.0123], atol=2e-3)
     np.testing.assert_allclose(aim.noise_excess[0][1:], [-0.0087, 0.0052, 0.0304], atol=2e-3)
-    assert aim.images[0] == pytest.approx(498, abs=1)
+    assert aim.images[0, 0] == pytest.approx(498, abs=1)
 
 
 def test_pinned_correlation(classifier: fn.Classifier, images: fn.ImageData) -> None:

@@ -26,6 +26,7 @@ from safetensors.torch import load_file, save_file
 from fragile_neurons import open_run
 from fragile_neurons.cli import main
 from fragile_neurons.models.loading import MODELS
+from fragile_neurons.report import sentences
 from fragile_neurons.runs.engines import local
 from fragile_neurons.runs.execute import Subject, execute_unit
 from fragile_neurons.runs.plan import Unit
@@ -499,7 +500,10 @@ def test_a_run_shows_accuracies_verdicts_neurons_headlines_and_its_folder(
     assert "conv1, clean" in shown
     assert "Most fragile neurons" in shown
     assert "Most targeted neurons, FGSM 0.1" in shown
-    assert shown.count("epsilon 0.1, conv1: fragility") == 2
+    assert shown.count("FGSM 0.1, conv1, ") == 2
+    letters = re.sub(r"\W", "", outcome.out)
+    for row in summary["dropout"]:  # in full, however the line is broken
+        assert re.sub(r"\W", "", sentences.verdicts(row)) in letters
     assert f"The run is in {finished} (" in shown
     neurons = {f"{row['layer']}:{row['channel']}" for row in open_run(finished).neurons.to_pylist()}
     assert set(re.findall(r"conv1:\d+", shown)) == neurons
@@ -508,8 +512,10 @@ def test_a_run_shows_accuracies_verdicts_neurons_headlines_and_its_folder(
 def test_a_clean_run_goes_to_the_default_folder_and_speaks_of_no_attack(command: Command) -> None:
     outcome = command("analyze", *SMALL, "--epsilons", "")
     assert outcome.code == 0
-    assert "FGSM" not in outcome.out
     assert "Most fragile neurons" in outcome.out
+    assert "targeted" not in outcome.out
+    assert "strike" not in outcome.out
+    assert "[–" not in outcome.out
     (folder,) = Path("runs").iterdir()
     assert re.fullmatch(r"mnist-cnn-mnist-[0-9a-f]{8}", folder.name)
     assert open_run(folder).neurons.num_rows == 3

@@ -103,7 +103,7 @@ def test_targeting(classifier: fn.Classifier, data: fn.ImageData) -> None:
     np.testing.assert_allclose(result.relative[0], [0.4, 0.1] / np.sqrt(energy), rtol=1e-5)
     np.testing.assert_allclose(result.swap_share[0], [0.8, 0.2], atol=1e-6)
     np.testing.assert_allclose(result.excess[0], [0, 0], atol=1e-5)
-    assert (result.images[0], result.undisturbed[0]) == (3, 0)
+    assert (result.images[0, 0], result.undisturbed[0, 0]) == (3, 0)
 
 
 def test_noise_control(classifier: fn.Classifier, data: fn.ImageData) -> None:

@@ -126,22 +126,36 @@ def test_a_headline_says_rho_interval_p_n_and_what_it_means() -> None:
     assert sentences.headline(pair()) == (
         "FGSM 0.1, conv1, clean drop with share: "
         "Spearman +0.51 [+0.21, +0.74], p 0.016 (Holm), n = 32 neurons: "
-        "the attack strikes the fragile neurons."
+        "fragile neurons are disturbed more (their size not controlled)."
     )
 
 
 @pytest.mark.parametrize(
-    ("rho", "p", "said"),
+    ("changes", "said"),
     [
-        (0.5, 0.05, "the attack strikes the fragile neurons"),
-        (0.5, 0.0501, "not shown for neurons in general"),
-        (-0.5, 0.01, "the attack avoids the fragile neurons"),
-        (-0.5, 0.9, "not shown for neurons in general"),
+        (
+            {"spearman": 0.5, "adjusted_p": 0.05},
+            "fragile neurons are disturbed more (their size not controlled)",
+        ),
+        (
+            {"spearman": -0.5, "adjusted_p": 0.01},
+            "fragile neurons are disturbed less (their size not controlled)",
+        ),
+        ({"spearman": 0.5, "adjusted_p": 0.0501}, "not shown for neurons in general"),
+        ({"y": "excess", "spearman": -0.5, "adjusted_p": 0.9}, "not shown for neurons in general"),
+        ({"y": "excess", "partial_p": 0.05}, "the attack aims at the fragile neurons"),
+        ({"y": "excess", "spearman": -0.5, "partial_p": 0.01}, "the attack avoids the fragile neurons"),
+        (
+            {"y": "excess", "partial_p": 0.06},
+            "the attack aims at the fragile neurons, not shown beyond weight norm and activation energy",
+        ),
     ],
 )
-def test_a_claim_needs_the_adjusted_p_and_follows_the_sign(rho: float, p: float, said: str) -> None:
-    sentence = sentences.headline(pair(spearman=rho, p=1e-4, adjusted_p=p))
-    assert sentence.endswith(f"neurons: {said}.")
+def test_a_claim_needs_the_adjusted_p_its_control_and_follows_the_sign(
+    changes: dict[str, Any], said: str
+) -> None:
+    sentence = sentences.headline(pair(p=1e-4) | changes)
+    assert f"neurons: {said}." in sentence
 
 
 def test_an_undefined_correlation_is_said_to_be_undefined() -> None:
@@ -150,7 +164,7 @@ def test_an_undefined_correlation_is_said_to_be_undefined() -> None:
     )
     for aim in ("share", "excess"):
         sentence = sentences.headline(nothing | {"y": aim})
-        assert sentence.endswith("undefined for these 3 neurons (a measure is constant or empty).")
+        assert sentence.endswith("undefined, 3 neurons have both and one measure is constant or empty.")
         assert "None" not in sentence
         assert "nan" not in sentence
 
@@ -166,7 +180,7 @@ def test_the_controlled_headline_adds_its_partial_where_there_is_one() -> None:
         " Given weight norm and activation energy: +0.30, p 0.09, not adjusted."
     )
     without = sentences.headline(pair(y="excess", partial_spearman=None, partial_p=None))
-    assert without.endswith("neurons: the attack strikes the fragile neurons.")
+    assert without.endswith("the fragile neurons, not shown beyond weight norm and activation energy.")
 
 
 NEURON = {
@@ -195,6 +209,7 @@ def made_up_run(folder: Path, name: str = "a model", *, epsilons: list[float] | 
             "margin_drop": None if channel == 11 else channel / 10,
             "share": None if epsilon is None else channel / 100 + epsilon,
         }
+        | (dict.fromkeys(("adv_drop", "adv_low", "adv_high")) if epsilon is None else {})
         for channel in range(12)
         for epsilon in grid
     ]
@@ -272,6 +287,7 @@ def test_a_clean_run_has_no_part_on_attacks(tmp_path: Path) -> None:
     text = markdown(run)
     assert "Most fragile neurons" in text
     assert "targeted" not in text
+    assert "[–" not in text
     assert "strike" not in text
 
 

@@ -39,6 +39,7 @@ from fragile_neurons import (
 from fragile_neurons.analysis.selection import select
 from fragile_neurons.runs.engines import local
 from fragile_neurons.runs.execute import Subject, execute_unit, open_subject
+from fragile_neurons.runs.export import write_file
 from fragile_neurons.runs.ledger import PARTIAL, Ledger
 from fragile_neurons.runs.plan import Unit, make_plan
 from fragile_neurons.runs.spec import Spec, make_spec, read_spec
@@ -629,6 +630,20 @@ def test_a_baseline_of_zero_at_an_epsilon_is_reported_and_judged_undecided(
     (attacked,) = run.summary["robust_accuracy"]
     assert attacked["value"] < 0.5
     assert run.neurons["adv_verdict"].to_pylist() == ["undecided"] * NEURONS
+
+
+def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "summary.json"
+    write_file(path, lambda place: place.write_text("old"))
+
+    def fail_half_way(place: Path) -> None:
+        place.write_text("ne")
+        assert path.read_text() == "old"
+        raise OSError("no more")
+
+    with pytest.raises(OSError, match="no more"):
+        write_file(path, fail_half_way)
+    assert [(found.name, found.read_text()) for found in tmp_path.iterdir()] == [("summary.json", "old")]
 
 
 # --- damage

@@ -62,6 +62,8 @@ class Classifier(nn.Module):
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         if self.mean is not None and self.std is not None:
             images = (images - self.mean) / self.std
+        else:
+            images = images.clone()  # the first layer may work in place
         logits: torch.Tensor = self.module(images)
         return logits
 

@@ -45,7 +45,8 @@ class Layer:
     """A convolution or linear layer that a forward pass executes.
 
     map_shape: what one channel puts out for one image, () for a single number.
-    calls: how often one pass executes it. is_output: whether it yields the logits.
+    calls: how often one pass executes it. is_output: whether it yields the logits. per_image: whether
+    its first axis is that of the images.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Layer:
     calls: int
     is_output: bool
     sites: tuple[Site, ...]
+    per_image: bool = True
 
     def site(self, name: str) -> Site:
         """The site of this name; an InputError that lists those that exist otherwise."""
@@ -121,6 +123,7 @@ def executed_layers(classifier: Classifier, images: torch.Tensor) -> tuple[Layer
                 weight_shape=tuple(module.weight.shape),
                 calls=calls[name],
                 is_output=name == last and channels == classes,
+                per_image=shape[0] == len(images),
                 sites=tuple(sites),
             )
         )
@@ -148,6 +151,13 @@ def select_layers(classifier: Classifier, layers: tuple[Layer, ...], pattern: st
                 f"the layer {layer.name} has a single channel",
                 given=f"{layer.name}: {layer.kind} with 1 channel",
                 allowed="at least 2 channels: with one there is nothing to compare",
+                fix="choose another layer",
+            )
+        if not layer.per_image:
+            raise InputError(
+                f"the layer {layer.name} does not keep the images apart",
+                given=f"{layer.name}: its outputs are not one per image",
+                allowed="layers whose first axis is that of the images",
                 fix="choose another layer",
             )
     return tuple(chosen)

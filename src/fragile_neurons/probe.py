@@ -168,7 +168,7 @@ def _move_by_mates(classifier: Classifier, images: torch.Tensor, logits: torch.T
     half = (len(images) + 1) // 2
     moves = []
     for kept in (slice(half), slice(len(images) - half, None)):
-        mates = images.flip(0).contiguous(memory_format=torch.channels_last)
+        mates = images.flip(0)
         mates[kept] = images[kept]
         moves.append(_largest_move(logits[kept], _forward(classifier, mates)[kept]))
     return float(torch.tensor(moves).max())  # unlike Python's max, never drops a NaN

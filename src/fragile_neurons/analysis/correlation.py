@@ -16,7 +16,13 @@ from fragile_neurons.analysis.disturbance import Disturbances, observe_disturban
 from fragile_neurons.analysis.dropout import Dropout, observe_all_drops, summarise_dropout
 from fragile_neurons.analysis.robustness import Predictions, observe_predictions
 from fragile_neurons.analysis.selection import Selection, select
-from fragile_neurons.analysis.targeting import Targeting, excess, image_shares, summarise_targeting
+from fragile_neurons.analysis.targeting import (
+    Targeting,
+    excess,
+    image_shares,
+    summarise_targeting,
+    swap_counted,
+)
 from fragile_neurons.analysis.verdicts import Rule
 from fragile_neurons.classifier import Classifier
 from fragile_neurons.data.images import ImageData
@@ -151,7 +157,7 @@ def _fragility_measures(
 def _aim_measures(right: Array, observed: Disturbances, chosen: list[int], row: int) -> dict[str, Measure]:
     counted = right & observed.disturbance[row].any(axis=-1)
     share = _mean(image_shares(observed)[row][:, chosen], counted)
-    swap = _mean(observed.swap_share[row][:, chosen], counted & observed.swapped)
+    swap = _mean(observed.swap_share[row][:, chosen], counted & swap_counted(observed)[row])
     noise = _mean(observed.noise_share[row][:, chosen], counted)
     return {
         "share": share,
@@ -177,10 +183,14 @@ def _adjusted(layer: Layer, found: list[tuple[Fraction, bool, Correlation]]) -> 
     adjusted = np.full(len(found), np.nan)
     p = np.array([correlation.p for _, _, correlation in found])
     headline = np.array([is_headline for _, is_headline, _ in found], dtype=bool)
-    for family, adjust in ((headline, holm), (~headline, benjamini_hochberg)):
-        tested = family & np.isfinite(p)
-        if tested.any():
-            adjusted[tested] = adjust(p[tested])
+    # an undefined headline was asked all the same: it counts in its family as p = 1
+    if headline.any():
+        adjusted[headline] = np.where(
+            np.isnan(p[headline]), np.nan, holm(np.nan_to_num(p[headline], nan=1.0))
+        )
+    tested = ~headline & np.isfinite(p)
+    if tested.any():
+        adjusted[tested] = benjamini_hochberg(p[tested])
     return [
         Pair(layer.name, epsilon, is_headline, correlation, float(value))
         for (epsilon, is_headline, correlation), value in zip(found, adjusted, strict=True)

@@ -87,8 +87,8 @@ def _observe(
 ) -> list[Disturbances]:
     sites = [layer.site(site) for layer in layers]
     logits, sign = gradient_sign(classifier, batch.images, batch.labels)
-    right = (logits.argmax(-1) == batch.labels).cpu().numpy()
-    partner, swapped = _partners(right, batch.positions, seed)
+    usable = (logits.argmax(-1) == batch.labels) & (sign != 0).flatten(1).any(dim=1)
+    partner, swapped = _partners(usable.cpu().numpy(), batch.positions, seed)
     noise = _noise(sign, data, batch, seed)
     clean = record_maps(classifier, sites, batch.images)
 
@@ -131,15 +131,15 @@ def _shares(disturbance: torch.Tensor) -> torch.Tensor:
 
 
 def _partners(
-    right: npt.NDArray[np.bool_], positions: npt.NDArray[np.int64], seed: int
+    usable: npt.NDArray[np.bool_], positions: npt.NDArray[np.int64], seed: int
 ) -> tuple[torch.Tensor, npt.NDArray[np.bool_]]:
-    """For each row another right row of the batch: a seeded random cycle, so nobody gets its own."""
-    partner = np.arange(len(right))
+    """For each row another usable one, right and with a gradient: a seeded cycle, so nobody gets its own."""
+    partner = np.arange(len(usable))
     _, first = np.unique(positions, return_index=True)
-    rows = first[right[first]]
+    rows = first[usable[first]]
     cycle = numpy_generator(seed, "swap", int(positions[0])).permutation(rows)
     partner[cycle] = np.roll(cycle, 1)
-    swapped = np.zeros(len(right), dtype=np.bool_)
+    swapped = np.zeros(len(usable), dtype=np.bool_)
     swapped[rows] = len(rows) > 1
     return torch.from_numpy(partner), swapped
 

@@ -14,6 +14,7 @@ from fragile_neurons.attacks.apply import apply_attack, find_attack
 from fragile_neurons.classifier import Classifier, evaluating
 from fragile_neurons.data.batches import batches
 from fragile_neurons.data.images import ImageData
+from fragile_neurons.errors import InputError
 from fragile_neurons.losses import margins
 from fragile_neurons.norms import parse_epsilons
 from fragile_neurons.seeds import torch_generator
@@ -144,6 +145,13 @@ def robust_accuracy(
 ) -> RobustAccuracy:
     """The accuracy of a classifier under an attack of the given name, at each budget of a grid."""
     method, grid = find_attack(attack), parse_epsilons(epsilons)
+    if not grid:
+        raise InputError(
+            "there is no epsilon",
+            given=list(epsilons),
+            allowed="at least one; 0 is clean",
+            fix="e.g. [0, 0.1]",
+        )
     right = np.zeros((len(grid), len(data)), dtype=np.bool_)
     with evaluating(classifier):
         for batch in batches(data, batch_size, classifier.device):

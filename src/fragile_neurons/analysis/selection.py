@@ -14,6 +14,7 @@ import pyarrow as pa
 from fragile_neurons.classifier import Classifier
 from fragile_neurons.data.batches import batches
 from fragile_neurons.data.images import ImageData
+from fragile_neurons.errors import InputError
 from fragile_neurons.neurons import Layer, Neuron, executed_layers, select_layers, select_neurons
 from fragile_neurons.probe import PROBE_IMAGES, Check, probe
 
@@ -34,6 +35,10 @@ class Selection:
 
 def probed_layers(classifier: Classifier, data: ImageData) -> tuple[tuple[Layer, ...], tuple[Check, ...]]:
     """All executed layers, after the fatal checks; raises InputError where one fails."""
+    if len(data) < 2:
+        raise InputError(
+            "there are too few images", given=len(data), allowed="at least 2", fix="give more images"
+        )
     batch = next(batches(data, PROBE_IMAGES, classifier.device))
     checks = probe(classifier, batch.images, batch.labels, data.classes)
     return executed_layers(classifier, batch.images), checks

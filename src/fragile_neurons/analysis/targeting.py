@@ -20,6 +20,7 @@ from fragile_neurons.data.images import ImageData
 from fragile_neurons.neurons import Layer, Neuron
 from fragile_neurons.norms import parse_epsilons
 
+GROUPED = ("share", "wins", "images")
 SMALLEST_SHARE = 1e-6  # below it a ratio of shares means nothing and stays empty
 
 Array = npt.NDArray[Any]
@@ -33,8 +34,8 @@ class Targeting:
     disturbance: mean RMS change of the map. relative: over the channel's clean RMS. share: of the
     layer's disturbance, mean of the images' shares. wins: fraction of images that disturb it most.
     swap_share, noise_share: the same share under the two controls. excess, noise_excess: logarithm
-    of share over control share. groups: group -> (share, wins) for all, fooled, resisted, class:NAME.
-    images, undisturbed: (epsilons,) counted in, and left out because nothing moved.
+    of share over control share. groups: the share, wins and images of all, fooled, resisted and
+    class:NAME. images, undisturbed: in the neuron's layer counted, and left out as nothing moved.
     """
 
     neurons: tuple[Neuron, ...]
@@ -49,7 +50,7 @@ class Targeting:
     excess: Array
     weight_norm: Array
     activation_energy: Array
-    groups: dict[str, tuple[Array, Array]]
+    groups: dict[str, dict[str, Array]]
     images: Array
     undisturbed: Array
 
@@ -73,11 +74,12 @@ class Targeting:
         return neuron_table(self.neurons, self.epsilons, columns)
 
     def groups_table(self) -> pa.Table:
-        """A row per group, neuron and epsilon: layer, channel, epsilon, group, share, wins."""
-        tables = []
-        for name, (share, wins) in self.groups.items():
-            table = neuron_table(self.neurons, self.epsilons, {"share": share, "wins": wins})
-            tables.append(table.add_column(3, "group", [[name] * table.num_rows]))
+        """A row per group, neuron and epsilon: layer, channel, epsilon, group, share, wins, images."""
+        rows = max(1, len(self.epsilons)) * len(self.neurons)
+        tables = [
+            neuron_table(self.neurons, self.epsilons, columns).add_column(3, "group", [[name] * rows])
+            for name, columns in self.groups.items()
+        ]
         return pa.concat_tables(tables)
 
 
@@ -92,20 +94,14 @@ def summarise_targeting(
     """The targeting distribution and its controls from what was observed on all images."""
     masks = _groups(predictions, classes, len(epsilons))
     parts = [
-        _summarise_layer(
-            classifier, selection, layer, masks, predictions.right, observed[layer.name], epsilons
-        )
+        _summarise_layer(classifier, selection, layer, masks, observed[layer.name], epsilons)
         for layer in selection.layers
     ]
     joined = {key: np.concatenate([part[key] for part in parts], axis=-1) for key in parts[0]}
-    moved = np.stack([_moved(observed[layer.name]) for layer in selection.layers]).any(axis=0)
-    right = predictions.right & np.array([epsilon > 0 for epsilon in epsilons], dtype=np.bool_).reshape(-1, 1)
     return Targeting(
         neurons=selection.neurons,
         epsilons=tuple(epsilons),
-        groups={name: (joined.pop(f"share {name}"), joined.pop(f"wins {name}")) for name in masks},
-        images=(right & moved).sum(axis=1),
-        undisturbed=(right & ~moved).sum(axis=1),
+        groups={name: {key: joined.pop(f"{key} {name}") for key in GROUPED} for name in masks},
         **joined,
     )
 
@@ -115,7 +111,6 @@ def _summarise_layer(
     selection: Selection,
     layer: Layer,
     masks: dict[str, npt.NDArray[np.bool_]],
-    right: npt.NDArray[np.bool_],
     observed: Disturbances,
     epsilons: Sequence[Fraction],
 ) -> dict[str, Array]:
@@ -128,11 +123,12 @@ def _summarise_layer(
         columns[f"share {name}"] = _mean(shares, counted)[:, chosen]
         most = shares.argmax(axis=-1)[..., None] == np.arange(layer.channels)
         columns[f"wins {name}"] = _mean(most, counted)[:, chosen]
-    counted = right & moved
+        columns[f"images {name}"] = np.repeat(counted.sum(axis=1)[:, None], len(chosen), axis=1)
+    counted = masks["all"] & moved
     energy = observed.energy.astype(np.float64).mean(axis=0)
     disturbance = _mean(observed.disturbance, counted)
     share = _mean(shares, counted)
-    swap = _mean(observed.swap_share, counted & observed.swapped)
+    swap = _mean(observed.swap_share, counted & swap_counted(observed))
     noise = _mean(observed.noise_share, counted)
     with np.errstate(divide="ignore", invalid="ignore"):
         relative = np.where(energy > 0, disturbance / np.sqrt(energy), np.nan)
@@ -150,11 +146,13 @@ def _summarise_layer(
         "excess": excess(share, swap)[:, chosen],
         "weight_norm": norm[chosen],
         "activation_energy": energy[chosen],
+        "images": columns["images all"],
+        "undisturbed": np.repeat((masks["all"] & ~moved).sum(axis=1)[:, None], len(chosen), axis=1),
     }
     unperturbed = np.array([epsilon == 0 for epsilon in epsilons], dtype=np.bool_)
     for column in columns.values():
         if column.ndim == 2:
-            column[unperturbed] = np.nan
+            column[unperturbed] = np.nan if column.dtype.kind == "f" else 0
     return columns
 
 
@@ -163,6 +161,11 @@ def image_shares(observed: Disturbances) -> Array:
     disturbance = observed.disturbance.astype(np.float64)
     total = disturbance.sum(axis=-1, keepdims=True)
     return np.asarray(np.divide(disturbance, total, out=np.zeros_like(disturbance), where=total > 0))
+
+
+def swap_counted(observed: Disturbances) -> npt.NDArray[np.bool_]:
+    """(epsilons, n): another image's perturbation was there, and moved something after clipping."""
+    return np.asarray(observed.swapped & observed.swap_share.any(axis=-1))
 
 
 def excess(share: Array, control: Array) -> Array:

@@ -19,7 +19,6 @@ SIGNIFICANT = 0.05
 NULL_MOVE = 1e-5  # of the largest logit
 FEWEST = 30  # right, and wrong, images at the baseline of an adversarial verdict
 ZERO_GRADIENT_CHANGE = 0.01
-NORMAL_QUANTILE = 1.959964
 
 Array = npt.NDArray[Any]
 
@@ -131,7 +130,8 @@ def _judge(right: Array, without: Array, null: Array, withheld: Array, layers: A
         tested = (layers == layer) & ~null
         if tested.any():
             q[tested] = benjamini_hochberg(p[tested])
-        below_mean[layers == layer] = drop[layers == layer] > drop[layers == layer].mean()
+        net = (lost - gained)[layers == layer]  # whole numbers, so that ties stay ties
+        below_mean[layers == layer] = net * len(net) > net.sum()
     significant = q <= SIGNIFICANT
     inside = (low > -rule.tolerance) & (high < rule.tolerance)
     if rule.name == "below-mean":
@@ -153,4 +153,5 @@ def _images_to_decide(drop: Array, low: Array, high: Array, n: int, tolerance: f
     half = (high - low) / 2
     room = np.maximum(tolerance - np.abs(drop), 1e-9)
     distance = np.maximum(np.abs(drop), 1e-9)
-    return np.asarray(np.ceil(n * np.minimum(half / room, half / distance) ** 2))
+    images = np.ceil(n * np.minimum(half / room, half / distance) ** 2)
+    return np.asarray(np.maximum(images, n + 1))  # the interval alone may decide, q does not

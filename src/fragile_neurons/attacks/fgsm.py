@@ -29,6 +29,14 @@ def gradient_sign(
             )
         direction = cross_entropy_direction(logits.detach(), labels)
         (gradient,) = torch.autograd.grad(logits, leaves, grad_outputs=direction)
+    finite = torch.isfinite(gradient).flatten(1).all(dim=1)
+    if not finite.all():
+        raise InputError(
+            "the gradient at the images is not finite",
+            given=f"NaN or infinite for {int((~finite).sum())} of {len(images)} images of a batch",
+            allowed="finite gradients: a NaN would make an image look unattackable",
+            fix="look in the network for a square root, logarithm or division at 0",
+        )
     return logits.detach(), gradient.sign()
 
 

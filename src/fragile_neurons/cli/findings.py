@@ -34,7 +34,7 @@ def show_run(run: Run) -> None:
     ]
     images = f"{data['n']:,} {data['split']} images of {data['name']}"
     title = Text(f"{found['model']['name']} on {images}, site {found['site']}")
-    console.print(Panel(Text("\n".join(lines)), title=title, expand=False))
+    console.print(Panel(Text("\n".join(lines)), title=title, expand=False), soft_wrap=False)
     strongest = f"FGSM {found['spec']['epsilons'][-1]}" if epsilon else "no attack"
     _show(run, f"Most fragile neurons, by clean margin drop; {strongest}", FRAGILE, "margin_drop", epsilon)
     if epsilon:

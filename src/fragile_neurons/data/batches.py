@@ -41,7 +41,7 @@ def batches(
         positions = np.arange(first, first + rows) % len(data)
         images, labels = data[positions]
         yield Batch(
-            images.to(device, memory_format=torch.channels_last),
+            images.to(device),
             labels.to(device),
             positions,
             count=min(rows, stop - first),

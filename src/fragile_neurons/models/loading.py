@@ -73,7 +73,7 @@ def load_model(
     # channels_last is the faster layout of convolutions on most machines; values stay the same
     module = module.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     mean, std = (mean, std) if mean is not None or std is not None else (model.mean, model.std)
-    return Classifier(module, mean=mean, std=std, name=name)
+    return Classifier(module, mean=mean, std=std, name=name).eval()
 
 
 def untrained_model(name: str) -> Classifier:

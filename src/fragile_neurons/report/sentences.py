@@ -11,8 +11,8 @@ SIGNIFICANT = 0.05
 HEADLINES_EXPLAINED = (
     "Share: of the layer's disturbance by FGSM, the paper's question. Excess: beyond what another image's "
     "attack does to the same neuron. Fragility and targeting come from disjoint halves of the images. The "
-    "interval is for new images on this network; p is for neurons in another order: a relation can be steady "
-    "over images and still be chance among so few neurons."
+    "interval is for new images on this network; p (Holm within the layer) is for neurons in another order: "
+    "a relation can be steady over images and still be chance among so few neurons."
 )
 
 
@@ -37,18 +37,25 @@ def headline(pair: dict[str, Any]) -> str:
     asked = {"share": "clean drop with share", "excess": "margin drop with excess"}[pair["y"]]
     start = f"FGSM {pair['epsilon']}, {pair['layer']}, {asked}"
     if pair["spearman"] is None:
-        return f"{start}: undefined for these {pair['n']} neurons (a measure is constant or empty)."
+        return f"{start}: undefined, {pair['n']} neurons have both and one measure is constant or empty."
     interval = "" if pair["ci95"][0] is None else f" [{pair['ci95'][0]:+.2f}, {pair['ci95'][1]:+.2f}]"
-    verdict = "not shown for neurons in general"
-    if pair["adjusted_p"] <= SIGNIFICANT:
-        strikes = "strikes" if pair["spearman"] > 0 else "avoids"
-        verdict = f"the attack {strikes} the fragile neurons"
     found = f"Spearman {pair['spearman']:+.2f}{interval}, p {pair['adjusted_p']:.2g} (Holm)"
-    sentence = f"{start}: {found}, n = {pair['n']} neurons: {verdict}."
+    sentence = f"{start}: {found}, n = {pair['n']} neurons: {_meaning(pair)}."
     if pair["y"] == "excess" and pair["partial_spearman"] is not None:
         partial = f"{pair['partial_spearman']:+.2f}, p {pair['partial_p']:.2g}, not adjusted"
         sentence += f" Given weight norm and activation energy: {partial}."
     return sentence
+
+
+def _meaning(pair: dict[str, Any]) -> str:
+    if pair["adjusted_p"] > SIGNIFICANT:
+        return "not shown for neurons in general"
+    more = pair["spearman"] > 0
+    if pair["y"] == "share":
+        return f"fragile neurons are disturbed {'more' if more else 'less'} (their size not controlled)"
+    meaning = f"the attack {'aims at' if more else 'avoids'} the fragile neurons"
+    controlled = pair["partial_p"] is not None and pair["partial_p"] <= SIGNIFICANT
+    return meaning if controlled else f"{meaning}, not shown beyond weight norm and activation energy"
 
 
 def verdicts(row: dict[str, Any]) -> str:

@@ -73,9 +73,11 @@ def _neuron(row: dict[str, Any]) -> str:
 
 
 def _drop(prefix: str) -> Callable[[dict[str, Any]], str]:
-    return lambda row: (
-        f"{points(row[prefix + '_drop'])} [{points(row[prefix + '_low'])}, {points(row[prefix + '_high'])}]"
-    )
+    def cell(row: dict[str, Any]) -> str:
+        drop, low, high = (row[f"{prefix}_{name}"] for name in ("drop", "low", "high"))
+        return "–" if drop is None else f"{points(drop)} [{points(low)}, {points(high)}]"
+
+    return cell
 
 
 FRAGILE: Columns = {

@@ -140,8 +140,8 @@ def _targeting(subject: Subject, aim: Targeting) -> list[dict[str, Any]]:
                     {
                         "layer": layer.name,
                         "epsilon": format_epsilon(epsilon),
-                        "images": int(aim.images[row]),
-                        "undisturbed": int(aim.undisturbed[row]),
+                        "images": int(aim.images[row][here[0]]),
+                        "undisturbed": int(aim.undisturbed[row][here[0]]),
                         "most_targeted": [
                             {
                                 "channel": aim.neurons[column].channel,
