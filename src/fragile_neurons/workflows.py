@@ -99,9 +99,9 @@ def run_subject(subject: Subject, *, output: str | Path | None, force: bool, pro
         resumable(folder),
     ):
         ledger.forget_damage()
-        if not (ledger.is_exported and not ledger.pending()):
-            with progress("units", len(ledger.units())) as advance:
-                run_units(subject, ledger, advance)
+        with progress("units", len(ledger.units())) as advance:
+            run_units(subject, ledger, advance)
+        if not ledger.is_exported:
             export_files(folder, subject, collect_results(subject, ledger))
             for name in REPORTS:
                 write_file(folder / name, lambda path: write_markdown(Run(folder), path))

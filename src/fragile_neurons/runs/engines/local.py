@@ -16,4 +16,4 @@ def run_units(subject: Subject, ledger: Ledger, advance: Callable[[int, str], No
         advance(done, unit.id)
         ledger.record(unit, execute_unit(subject, unit))
         done += 1
-    advance(done, "")
+    advance(done, "" if pending else "all of them before")
