@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 
 .PHONY: demo test test-slow format clean
 
-demo: $(INSTALLED)  ## the paper's experiment on bundled MNIST images: about a minute
+demo: $(INSTALLED)  ## the paper's experiment on bundled MNIST images: a minute or two
 	$(BIN)/fragile-neurons analyze
 
 test: $(INSTALLED)  ## lint, types, import floors and the fast tests

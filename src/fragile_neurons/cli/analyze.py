@@ -61,7 +61,7 @@ def analyze(
 ) -> None:
     """Which neurons are fragile, which does FGSM strike, and do the two correlate?
 
-    Without options: the bundled MNIST network on 2,000 bundled test images, in about a minute.
+    Without options: the bundled MNIST network on 2,000 bundled test images, in a minute or two.
     Stopped and started again, a run goes on where it was.
 
     Examples:
