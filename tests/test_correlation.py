@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 import numpy as np
@@ -11,13 +11,14 @@ import pytest
 import fragile_neurons as fn
 from fragile_neurons.analysis import correlation
 from fragile_neurons.analysis.correlation import HEADLINES, Relation, correlate, summarise_relation
-from fragile_neurons.analysis.disturbance import observe_disturbances
-from fragile_neurons.analysis.dropout import observe_all_drops, summarise_dropout
-from fragile_neurons.analysis.robustness import observe_predictions
-from fragile_neurons.analysis.selection import select
-from fragile_neurons.analysis.targeting import summarise_targeting
+from fragile_neurons.analysis.disturbance import Disturbances, observe_disturbances
+from fragile_neurons.analysis.dropout import Dropout, observe_all_drops, summarise_dropout
+from fragile_neurons.analysis.robustness import Predictions, observe_predictions
+from fragile_neurons.analysis.selection import Selection, select
+from fragile_neurons.analysis.targeting import Targeting, summarise_targeting
 from fragile_neurons.analysis.verdicts import Rule
 from fragile_neurons.stats import holm
+from fragile_neurons.sweeps.dropped import Dropped
 
 GRID = (Fraction(1, 50), Fraction(1, 20))
 
@@ -90,35 +91,55 @@ def test_transfer_mode_correlates_clean_fragility_only(
     assert {pair.correlation.x for pair in relation.pairs} == {"clean_drop", "margin_drop"}
 
 
-def test_a_planted_relation_is_found_and_its_reverse_too(
-    small_classifier: fn.Classifier, small_data: fn.ImageData
-) -> None:
-    """Disturbances are overwritten so that the share grows, or falls, with the margin drop."""
-    grid = GRID[1:]
-    selection = select(small_classifier, small_data, layer="conv2")
+@dataclass(frozen=True)
+class Observed:
+    """Everything that was measured on the second layer, and what makes summaries of it."""
+
+    classifier: fn.Classifier
+    data: fn.ImageData
+    selection: Selection
+    predictions: Predictions
+    disturbances: dict[str, Disturbances]
+    dropped: Dropped
+    fragility: Dropout
+
+    def aim(self, disturbances: dict[str, Disturbances]) -> Targeting:
+        return summarise_targeting(
+            self.classifier, self.selection, self.data.classes, self.predictions, disturbances, GRID[1:]
+        )
+
+    def relation(self, disturbances: dict[str, Disturbances], fragility: Dropout) -> Relation:
+        aim = self.aim(disturbances)
+        return summarise_relation(
+            self.selection, self.predictions, self.dropped, disturbances, fragility, aim, seed=0
+        )
+
+
+@pytest.fixture
+def observed(small_classifier: fn.Classifier, small_data: fn.ImageData) -> Observed:
+    grid, selection = GRID[1:], select(small_classifier, small_data, layer="conv2")
     predictions = observe_predictions(small_classifier, small_data, grid, batch_size=256)
-    observed = observe_disturbances(
+    disturbances = observe_disturbances(
         small_classifier, small_data, selection.layers, "conv", grid, batch_size=256, seed=0
     )
-    dropped = observe_all_drops(
-        small_classifier,
-        small_data,
-        selection,
-        replace="zero",
-        epsilons=grid,
-        mode="adaptive",
-        batch_size=256,
-    )
+    options = {"replace": "zero", "epsilons": grid, "mode": "adaptive", "batch_size": 256}
+    dropped = observe_all_drops(small_classifier, small_data, selection, **options)  # type: ignore[arg-type]
     fragility = summarise_dropout(selection, predictions, dropped, grid, mode="adaptive", rule=Rule())
-    rank = np.argsort(np.argsort(fragility.margin_drop))
+    return Observed(small_classifier, small_data, selection, predictions, disturbances, dropped, fragility)
+
+
+def test_a_planted_relation_is_found_and_its_reverse_too(observed: Observed) -> None:
+    """Disturbances are overwritten so that the share grows, or falls, with the margin drop."""
+    measured = observed.disturbances["conv2"]
+    rank = np.argsort(np.argsort(observed.fragility.margin_drop))
     for direction in (1, -1):
         weight = np.exp(0.3 * direction * rank).astype(np.float32)
-        swap = np.full_like(observed["conv2"].swap_share, 1 / 6)
-        moved = np.broadcast_to(weight, observed["conv2"].disturbance.shape).copy()
-        planted = {"conv2": replace(observed["conv2"], disturbance=moved, swap_share=swap)}
-        aim = summarise_targeting(small_classifier, selection, small_data.classes, predictions, planted, grid)
-        found = summarise_relation(selection, predictions, dropped, planted, fragility, aim, seed=0)
-        controlled = found.headlines[1].correlation
+        planted = replace(
+            measured,
+            disturbance=np.broadcast_to(weight, measured.disturbance.shape).copy(),
+            swap_share=np.full_like(measured.swap_share, 1 / 6),
+        )
+        controlled = observed.relation({"conv2": planted}, observed.fragility).headlines[1].correlation
         assert (controlled.x, controlled.y) == ("margin_drop", "excess")
         assert direction * controlled.spearman > 0.9
         assert controlled.p < 0.05
@@ -132,33 +153,17 @@ def test_the_table_has_a_row_per_pair_and_no_nan(relation: Relation) -> None:
         assert not any(isinstance(value, float) and np.isnan(value) for value in column.to_pylist())
 
 
+@pytest.mark.parametrize(
+    ("chosen", "precision", "p"), [([0, 5], 0.5, 9 / 15), ([0, 1], 1.0, 1 / 15), ([4, 5], 0.0, 1.0)]
+)
 def test_precision_counts_the_fragile_among_the_most_targeted(
-    small_classifier: fn.Classifier, small_data: fn.ImageData
+    observed: Observed, chosen: list[int], precision: float, p: float
 ) -> None:
-    """Two neurons are declared fragile: the most and the least targeted. One of the top two is."""
-    grid = GRID[1:]
-    selection = select(small_classifier, small_data, layer="conv2")
-    predictions = observe_predictions(small_classifier, small_data, grid, batch_size=256)
-    observed = observe_disturbances(
-        small_classifier, small_data, selection.layers, "conv", grid, batch_size=256, seed=0
-    )
-    dropped = observe_all_drops(
-        small_classifier,
-        small_data,
-        selection,
-        replace="zero",
-        epsilons=grid,
-        mode="transfer",
-        batch_size=256,
-    )
-    fragility = summarise_dropout(selection, predictions, dropped, grid, mode="transfer", rule=Rule())
-    aim = summarise_targeting(small_classifier, selection, small_data.classes, predictions, observed, grid)
-    order = np.argsort(-aim.share[0])
-    for chosen, precision, p in (([0, 5], 0.5, 9 / 15), ([0, 1], 1.0, 1 / 15), ([4, 5], 0.0, 1.0)):
-        verdict = np.full(6, "robust", dtype="U11")
-        verdict[order[chosen]] = "fragile"
-        declared = replace(fragility, clean=replace(fragility.clean, verdict=verdict))
-        found = summarise_relation(selection, predictions, dropped, observed, declared, aim, seed=0)
-        assert found.precisions[0].fragile == 2
-        assert found.precisions[0].precision == precision
-        np.testing.assert_allclose(found.precisions[0].p, p)
+    """Two of six neurons are declared fragile, by their rank among the targeted."""
+    order = np.argsort(-observed.aim(observed.disturbances).share[0])
+    verdict = np.full(6, "robust", dtype="U11")
+    verdict[order[chosen]] = "fragile"
+    declared = replace(observed.fragility, clean=replace(observed.fragility.clean, verdict=verdict))
+    found = observed.relation(observed.disturbances, declared).precisions[0]
+    assert (found.fragile, found.precision) == (2, precision)
+    np.testing.assert_allclose(found.p, p)

@@ -104,8 +104,8 @@ def _spec(given: dict[str, object], *, nothing_asked: bool) -> Spec:
         **taken
         | {
             "limit": min(DEFAULT_LIMIT, size) if given["limit"] is None else given["limit"],
-            "mean": options.parse_numbers("mean", given["mean"]),  # type: ignore[arg-type]
-            "std": options.parse_numbers("std", given["std"]),  # type: ignore[arg-type]
+            "mean": options.parse_numbers("mean", given["mean"]),
+            "std": options.parse_numbers("std", given["std"]),
             "epsilons": [format_epsilon(one) for one in parse_epsilons(options.split_commas(str(epsilons)))],
             "tolerance": options.parse_points(str(given["tolerance"])),
             "device": str(options.parse_device(str(given["device"]))),

@@ -37,10 +37,10 @@ def split_commas(text: str) -> list[str]:
     return [part.strip() for part in text.split(",")] if text.strip() else []
 
 
-def parse_numbers(name: str, text: str | None) -> list[float] | None:
-    """Numbers separated by commas, such as the values of --mean."""
+def parse_numbers(name: str, text: object) -> list[float] | None:
+    """Numbers separated by commas, such as the values of --mean; None stays None."""
     try:
-        return None if text is None else [float(part) for part in split_commas(text)]
+        return None if text is None else [float(part) for part in split_commas(str(text))]
     except ValueError:
         raise InputError(
             f"--{name} is not a list of numbers",
