@@ -102,6 +102,12 @@ def test_below_mean_is_relative_to_its_layer() -> None:
     assert drops.verdict.tolist() == ["fragile", "robust", "robust"]
 
 
+def test_below_mean_calls_no_tie_fragile() -> None:
+    """The mean of six equal floats may round below them; lost and gained are counted instead."""
+    drops = clean([(3, 0)] * 6, rule=Rule("below-mean"))
+    assert drops.verdict.tolist() == ["robust"] * 6
+
+
 @pytest.mark.parametrize(
     ("adv_wrong", "expected"),
     [(29, "undecided"), (30, "fragile"), (N - 30, "fragile"), (N - 29, "undecided")],
