@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import fragile_neurons as fn
-from fragile_neurons.attacks.apply import ATTACKS, Attack, apply_attack
+from fragile_neurons.attacks.apply import ATTACKS, apply_attack
 from fragile_neurons.attacks.fgsm import fgsm, gradient_sign
 from fragile_neurons.attacks.pgd import pgd
 from fragile_neurons.errors import InputError
@@ -177,7 +177,9 @@ def test_apply_projects_whatever_an_attack_returns() -> None:
 
 @pytest.mark.parametrize("wrong", [torch.zeros(1, 8, 1, 6, 5), torch.full((1, 8, 1, 6, 6), torch.nan)])
 def test_apply_refuses_other_shapes_and_nan(wrong: torch.Tensor) -> None:
-    broken: Attack = lambda *_, **__: wrong  # noqa: E731
+    def broken(*_: object, **__: object) -> torch.Tensor:
+        return wrong
+
     with pytest.raises(InputError, match="unusable images"):
         apply_attack(broken, linear_classifier(), torch.rand(8, 1, 6, 6), torch.arange(8) % 2, GRID[1:2])
 

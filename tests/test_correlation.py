@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import pytest
@@ -31,10 +32,10 @@ def relation(small_classifier: fn.Classifier, small_data: fn.ImageData) -> Relat
 def test_measures_with_equal_weights_are_the_analyses_own_numbers(
     small_classifier: fn.Classifier, small_data: fn.ImageData
 ) -> None:
-    options = {"layer": "conv2", "neurons": "conv2:0,conv2:2,conv2:5"}
-    drop = fn.dropout(small_classifier, small_data, epsilons=GRID, **options)  # type: ignore[arg-type]
-    aim = fn.targeting(small_classifier, small_data, epsilons=GRID, **options)  # type: ignore[arg-type]
-    selection = select(small_classifier, small_data, **options)  # type: ignore[arg-type]
+    options: dict[str, Any] = {"layer": "conv2", "neurons": "conv2:0,conv2:2,conv2:5"}
+    drop = fn.dropout(small_classifier, small_data, epsilons=GRID, **options)
+    aim = fn.targeting(small_classifier, small_data, epsilons=GRID, **options)
+    selection = select(small_classifier, small_data, **options)
     predictions = observe_predictions(small_classifier, small_data, GRID, batch_size=256)
     observed = observe_disturbances(
         small_classifier, small_data, selection.layers, "conv", GRID, batch_size=256, seed=0
@@ -122,8 +123,8 @@ def observed(small_classifier: fn.Classifier, small_data: fn.ImageData) -> Obser
     disturbances = observe_disturbances(
         small_classifier, small_data, selection.layers, "conv", grid, batch_size=256, seed=0
     )
-    options = {"replace": "zero", "epsilons": grid, "mode": "adaptive", "batch_size": 256}
-    dropped = observe_all_drops(small_classifier, small_data, selection, **options)  # type: ignore[arg-type]
+    options: dict[str, Any] = {"replace": "zero", "epsilons": grid, "mode": "adaptive", "batch_size": 256}
+    dropped = observe_all_drops(small_classifier, small_data, selection, **options)
     fragility = summarise_dropout(selection, predictions, dropped, grid, mode="adaptive", rule=Rule())
     return Observed(small_classifier, small_data, selection, predictions, disturbances, dropped, fragility)
 

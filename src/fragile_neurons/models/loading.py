@@ -71,7 +71,7 @@ def load_model(
     module = model.build()
     _load_weights(module, Path(weights) if weights is not None else model.weights)
     # channels_last is the faster layout of convolutions on most machines; values stay the same
-    module = module.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    module = module.to(device).to(memory_format=torch.channels_last)
     mean, std = (mean, std) if mean is not None or std is not None else (model.mean, model.std)
     return Classifier(module, mean=mean, std=std, name=name).eval()
 
