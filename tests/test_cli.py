@@ -34,7 +34,7 @@ from fragile_neurons.runs.spec import Spec
 
 SMALL = ["--limit", "20", "--neurons", "3", "--device", "cpu"]
 SMALL_RUN = [*SMALL, "--epsilons", "0.1", "--batch-size", "4"]  # six units
-UNITS = 6
+UNITS = 7
 COMMANDS = ["analyze", "resume", "status", "verify", "layers", "models", "train", "data list", "data fetch"]
 
 
@@ -223,8 +223,8 @@ def test_an_impossible_epsilon_is_refused(command: Command, text: str, holds: li
         ("--mean 0 --std 0", ["std is not positive", "given:   [0.0]"]),
         ("--mean nan --std 1", ["logits are not finite", "normalisation"]),
         ("--mean 0,0,0 --std 1,1,1", ["channels", "mean and std of 3 channels"]),
-        ("--weights none.safetensors", ["given:   none.safetensors", "a safetensors file"]),
-        ("--weights .", ["given:   .", "a safetensors file"]),
+        ("--weights none.safetensors", ["none.safetensors: no such file", "safetensors or torch.save"]),
+        ("--weights .", ["is a directory", "safetensors or torch.save"]),
         ("--spec none.toml", ["--spec stands alone", "--limit, --neurons"]),
     ],
 )
@@ -246,9 +246,9 @@ def test_cuda_is_refused_where_there_is_none(command: Command) -> None:
 @pytest.mark.parametrize(
     ("kind", "holds"),
     [
-        ("text", ["the weights cannot be read", "a safetensors file"]),
-        ("pickle", ["the weights cannot be read", "a safetensors file"]),
-        ("truncated", ["the weights cannot be read", "a safetensors file"]),
+        ("text", ["the weights cannot be read", "safetensors or torch.save"]),
+        ("pickle", ["the weights cannot be read", "safetensors or torch.save"]),
+        ("truncated", ["the weights cannot be read", "safetensors or torch.save"]),
         ("shape", ["do not fit", "fc2.bias: (11,)", "fc2.bias: (10,)"]),
         ("missing", ["do not fit", "fc2.bias: missing", "fc2.bias: (10,)"]),
         ("extra", ["do not fit", "extra: (1,)", "extra: not in this network"]),
@@ -297,7 +297,7 @@ def test_the_training_split_is_refused_where_it_was_not_fetched(
     [
         ("layers --model nope", ["given:   nope", "mnist-cnn, mnist-cnn-robust"]),
         ("layers --data nope", ["given:   nope", "allowed: mnist"]),
-        ("layers --weights nope", ["given:   nope", "a safetensors file"]),
+        ("layers --weights nope", ["nope: no such file", "safetensors or torch.save"]),
         ("data fetch nope", ["given:   nope", "allowed: mnist"]),
         ("train --model nope --data mnist", ["given:   nope"]),
         ("train --model mnist-cnn --data nope", ["given:   nope", "allowed: mnist"]),
@@ -469,15 +469,17 @@ def test_every_option_reaches_the_spec(asked: Callable[..., Spec]) -> None:
     spec = asked(
         *shlex.split(
             "--model mnist-cnn-robust --weights w.safetensors --mean 0.5 --std 0.25 --split val --limit 50 "
-            "--layer conv2 --neurons 4 --site act --replace mean --mode transfer --verdict-rule below-mean "
-            "--tolerance 2pp --device cpu --batch-size 32 --seed 7 --epsilons 1/255"
+            "--resize 32 --skip-bad --layer conv2 --neurons 4 --site act --replace mean --mode transfer "
+            "--verdict-rule below-mean --tolerance 2pp --device cpu --batch-size 32 --seed 7 --epsilons 1/255"
         )
     )
     expected = {
-        "model": "mnist-cnn-robust", "weights": "w.safetensors", "mean": (0.5,), "std": (0.25,),
+        "model": "mnist-cnn-robust", "weights": str(Path("w.safetensors").absolute()),
+        "mean": (0.5,), "std": (0.25,),
         "data": "mnist", "split": "val", "limit": 50, "layer": "conv2", "neurons": "4", "site": "act",
         "replace": "mean", "mode": "transfer", "verdict_rule": "below-mean", "tolerance": 0.02,
-        "device": "cpu", "batch_size": 32, "seed": 7, "epsilons": ("1/255",), "found": None,
+        "device": "cpu", "batch_size": 32, "seed": 7, "resize": "32", "skip_bad": True,
+        "epsilons": ("1/255",), "found": None,
     }  # fmt: skip
     assert {name: getattr(spec, name) for name in expected} == expected
 
@@ -637,7 +639,7 @@ def test_an_unfinished_run_says_how_far_it_is_and_is_finished_by_resume(
 ) -> None:
     computed.clear()
     status = command("status", str(unfinished))
-    assert_refused(status, "2 of 6 units done", f"fragile-neurons resume {unfinished}", code=3)
+    assert_refused(status, "2 of 7 units done", f"fragile-neurons resume {unfinished}", code=3)
     assert command("verify", str(unfinished)).code == 0  # what there is, is whole
     assert command("resume", str(unfinished)).code == 0
     assert len(computed) == UNITS - 2

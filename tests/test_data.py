@@ -9,6 +9,7 @@ import sys
 import tarfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from fragile_neurons.data import mnist, sources
 from fragile_neurons.data.batches import SMALLEST_BATCH, batches
 from fragile_neurons.data.catalogue import find_dataset
 from fragile_neurons.data.images import stratified_sample
+from fragile_neurons.data.mnist import MNIST
 from fragile_neurons.data.sources import (
     Source,
     SourceError,
@@ -46,6 +48,10 @@ def grey(n: int, classes: int = 3) -> ImageData:
     images = np.random.default_rng(n).integers(0, 256, (n, 1, 6, 6), dtype=np.uint8)
     images[:, 0, 0, 0], images[:, 0, 0, 1] = np.divmod(np.arange(n), 256)
     return ImageData(images, np.arange(n) % classes, tuple("abcdefghij"[:classes]), name="grey")
+
+
+def pixels(data: ImageData) -> np.ndarray:
+    return np.asarray(data.images)
 
 
 # -- images
@@ -96,7 +102,7 @@ def test_images_handed_out_are_copies(dtype: type) -> None:
     images, labels = data[0:3]
     images.zero_()
     labels.fill_(1)
-    assert (data.images == 1).all()
+    assert (pixels(data) == 1).all()
     assert (data.labels == 0).all()
 
 
@@ -109,8 +115,8 @@ def test_read_only_arrays_are_read_without_a_warning() -> None:
 
 def test_the_checksum_sees_pixels_labels_and_order() -> None:
     data = grey(6)
-    plain = hashlib.sha256(data.images.tobytes() + data.labels.astype("<i8").tobytes()).hexdigest()
-    other_pixel, other_label = data.images.copy(), data.labels.copy()
+    plain = hashlib.sha256(pixels(data).tobytes() + data.labels.astype("<i8").tobytes()).hexdigest()
+    other_pixel, other_label = pixels(data).copy(), data.labels.copy()
     other_pixel[5, 0, 5, 5] ^= 1
     other_label[5] = 0
     assert data.sha256 == plain
@@ -124,7 +130,7 @@ def test_taking_twice_keeps_the_places_in_the_whole_split() -> None:
     assert data.indices.tolist() == list(range(20))
     taken = data.take(np.array([11, 3, 7])).take(np.array([2, 0]))
     assert taken.indices.tolist() == [7, 11]
-    assert np.array_equal(taken.images, data.images[[7, 11]])
+    assert np.array_equal(pixels(taken), pixels(data)[[7, 11]])
     assert np.array_equal(taken.labels, data.labels[[7, 11]])
     assert (taken.name, taken.split, taken.classes) == (data.name, data.split, data.classes)
 
@@ -142,7 +148,7 @@ def test_a_sample_depends_on_its_seed_alone() -> None:
     one, same, other = data.sample(60, 5), data.sample(60, 5), data.sample(60, 6)
     assert one.sha256 == same.sha256
     assert set(one.indices) != set(other.indices)
-    assert np.array_equal(one.images, data.images[one.indices])
+    assert np.array_equal(pixels(one), pixels(data)[one.indices])
 
 
 def test_a_sample_of_everything_is_everything_in_a_random_order() -> None:
@@ -170,14 +176,15 @@ def test_the_ends_of_the_range_are_allowed(small_data: ImageData, limit: int) ->
 # -- MNIST
 
 
-@pytest.mark.parametrize("name", [name for name in mnist.CHECKSUMS if name.startswith("t10k")])
+@pytest.mark.parametrize("name", [name for name in MNIST.checksums if name.startswith("t10k")])
 def test_the_bundled_test_split_is_the_published_one(name: str) -> None:
-    content = gzip.decompress((mnist.BUNDLED / f"{name}.gz").read_bytes())
-    assert hashlib.sha256(content).hexdigest() == mnist.CHECKSUMS[name]
+    assert MNIST.bundled is not None
+    content = gzip.decompress((MNIST.bundled / f"{name}.gz").read_bytes())
+    assert hashlib.sha256(content).hexdigest() == MNIST.checksums[name]
 
 
 def test_the_bundled_splits_are_whole_and_hold_the_classes_of_mnist() -> None:
-    test, val = mnist.load("test"), mnist.load("val")
+    test, val = MNIST.load("test"), MNIST.load("val")
     assert test.images.shape == (10_000, 1, 28, 28)
     assert val.images.shape == (5_000, 1, 28, 28)
     assert np.bincount(test.labels).tolist() == TEST_COUNTS
@@ -188,29 +195,29 @@ def test_the_bundled_splits_are_whole_and_hold_the_classes_of_mnist() -> None:
 
 def test_the_val_split_has_the_proportions_of_the_training_set() -> None:
     exact = np.array(TRAIN_COUNTS) * 5_000 / 60_000
-    counts = np.bincount(mnist.load("val").labels)
+    counts = np.bincount(MNIST.load("val").labels)
     assert counts.sum() == 5_000
     assert (np.abs(counts - exact) < 1).all()
 
 
 def test_val_rows_are_held_out_by_class_and_never_change() -> None:
     labels = np.repeat(np.arange(10, dtype=np.uint8), TRAIN_COUNTS)
-    rows = mnist.val_rows(labels)
+    rows = MNIST.val_rows(labels)
     assert (np.diff(rows) > 0).all()
     assert (np.abs(np.bincount(labels[rows]) - np.array(TRAIN_COUNTS) / 12) < 1).all()
-    assert np.array_equal(rows, mnist.val_rows(labels))
+    assert np.array_equal(rows, MNIST.val_rows(labels))
     assert (
         hashlib.sha256(rows.astype("<i8").tobytes()).hexdigest()
         == "392b316f66c2bb70bcac7aa9404f2a80b7a4b6d8d97c420b5d80034be53d06ee"
     )
 
 
-@pytest.mark.skipif(not mnist.is_fetched(), reason="needs MNIST's training images: data fetch mnist")
+@pytest.mark.skipif(not MNIST.is_fetched, reason="needs MNIST's training images: data fetch mnist")
 def test_the_bundled_val_split_is_what_training_never_sees() -> None:
-    images, labels = mnist.whole_train()
+    images, labels = MNIST.whole("train", wanted="train")
     assert np.bincount(labels).tolist() == TRAIN_COUNTS
-    rows, val = mnist.val_rows(labels), mnist.load("val")
-    assert np.array_equal(images[rows][:, None], val.images)
+    rows, val = MNIST.val_rows(labels), MNIST.load("val")
+    assert np.array_equal(images[rows], pixels(val))
     assert np.array_equal(labels[rows], val.labels)
 
 
@@ -236,11 +243,10 @@ def test_train_is_the_whole_training_set_without_val(tmp_path: Path, monkeypatch
     for name, array in whole.items():
         (raw / name).write_bytes(idx(array))
     files = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in raw.iterdir()}
-    monkeypatch.setattr(mnist, "CHECKSUMS", files)
-    monkeypatch.setattr(mnist, "SIZES", {"val": 18})
     monkeypatch.setenv("FRAGILE_NEURONS_DATA", str(tmp_path))
-    train = mnist.load("train")
-    held_out = mnist.val_rows(whole["train-labels-idx1-ubyte"])
+    small = replace(MNIST, checksums=files, sizes={"val": 18})
+    train = small.load("train")
+    held_out = small.val_rows(whole["train-labels-idx1-ubyte"])
     assert np.bincount(train.labels).tolist() == [40, 24, 8]
     everything = np.concatenate([train.images[:, 0], whole["train-images-idx3-ubyte"][held_out]])
     assert sorted(map(bytes, everything)) == sorted(map(bytes, whole["train-images-idx3-ubyte"]))
@@ -250,7 +256,7 @@ def test_train_that_was_not_fetched_says_how_to_fetch_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FRAGILE_NEURONS_DATA", str(tmp_path))
-    assert not mnist.is_fetched()
+    assert not MNIST.is_fetched
     with pytest.raises(InputError, match="fragile-neurons data fetch mnist") as error:
         load_data("mnist", split="train")
     assert str(tmp_path) in str(error.value)
@@ -263,10 +269,10 @@ def test_train_that_was_not_fetched_says_how_to_fetch_it(
 
 
 def test_a_limit_draws_a_seeded_stratified_sample_of_mnist() -> None:
-    whole = mnist.load("test")
+    whole = MNIST.load("test")
     data = load_data("mnist", limit=2_000, seed=0)
     assert (np.abs(np.bincount(data.labels) - np.array(TEST_COUNTS) / 5) < 1).all()
-    assert np.array_equal(data.images, whole.images[data.indices])
+    assert np.array_equal(pixels(data), pixels(whole)[data.indices])
     assert len(set(data.indices.tolist())) == 2_000
     # pinned: NumPy or we would change every published number by drawing other images
     assert data.indices[:6].tolist() == [2711, 2244, 1808, 2651, 1901, 3743]
@@ -468,7 +474,7 @@ def test_torchvisions_files_are_taken_and_its_errors_reported(tmp_path: Path) ->
 
 def test_mnist_asks_folders_before_the_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FRAGILE_NEURONS_DATA", str(tmp_path))
-    names = [source.name for source in mnist.sources(tmp_path / "mine")]
+    names = [source.name for source in MNIST.sources(tmp_path / "mine")]
     assert names == [
         f"the folder {tmp_path / 'mine'}",
         f"the folder {tmp_path / 'MNIST' / 'raw'}",
@@ -479,13 +485,13 @@ def test_mnist_asks_folders_before_the_network(tmp_path: Path, monkeypatch: pyte
 
 def test_mnist_is_fetched_from_a_local_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FRAGILE_NEURONS_DATA", str(tmp_path / "data"))
-    monkeypatch.setattr(mnist, "CHECKSUMS", CHECKSUMS)
+    monkeypatch.setattr(mnist, "MNIST", replace(MNIST, checksums=CHECKSUMS))
     (tmp_path / "mine").mkdir()
     for name, content in CONTENTS.items():
         (tmp_path / "mine" / f"{name}.gz").write_bytes(gzip.compress(content))
     said: list[str] = []
-    mnist.fetch(said.append, local=tmp_path / "mine")
-    assert mnist.is_fetched()
+    mnist.MNIST.fetch(said.append, local=tmp_path / "mine")
+    assert mnist.MNIST.is_fetched
     assert said == [f"mnist: 4 of 4 files missing, asking the folder {tmp_path / 'mine'}"]
 
 

@@ -1,6 +1,7 @@
 import hashlib
 import json
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from fragile_neurons import Classifier, InputError, load_model
 from fragile_neurons.classifier import evaluating
 from fragile_neurons.models import loading
 from fragile_neurons.models.architectures import mnist_cnn
-from fragile_neurons.models.loading import MODELS, Model, find_model, untrained_model
+from fragile_neurons.models.loading import MODELS, Model, build, default_data
 
 # -- the classifier
 
@@ -49,7 +50,7 @@ def test_layers_keep_their_names_and_weights_are_shared() -> None:
 
 def test_a_module_without_weights_is_on_the_cpu() -> None:
     assert Classifier(nn.Flatten()).device == torch.device("cpu")
-    assert Classifier(nn.Linear(2, 2, device="meta")).device == torch.device("meta")
+    assert Classifier(nn.Linear(2, 2)).device == torch.device("cpu")
 
 
 @pytest.mark.parametrize(
@@ -161,21 +162,47 @@ def test_the_mnist_network_computes_what_its_description_says() -> None:
     torch.testing.assert_close(module(images), x, rtol=1e-4, atol=1e-5)
 
 
-def test_an_unknown_model_is_refused_with_those_there_are() -> None:
-    for refuse in (find_model, load_model, untrained_model):
-        with pytest.raises(InputError, match=r"given: +vgg\n.*mnist-cnn, mnist-cnn-robust\n.*neurons models"):
-            refuse("vgg")
+@pytest.mark.parametrize("refuse", [load_model, lambda name: build(name, None)], ids=["load_model", "build"])
+def test_an_unknown_model_is_refused_with_those_there_are(refuse: Callable[[str], object]) -> None:
+    with pytest.raises(
+        InputError,
+        match=r"no such model\n +given: +vgg\n.*mnist-cnn, mnist-cnn-robust, cifar10-resnet20, resnet20, .*"
+        r"resnet18:small, timm:NAME, package\.module:factory, path/file\.py:factory\n.*neurons models",
+    ):
+        refuse("vgg")
+
+
+# the training images' own, to four decimals, as everybody uses them
+MNIST_PIXELS = ((0.1307,), (0.3081,))
+CIFAR10_PIXELS = ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
+PIXELS = {"mnist": MNIST_PIXELS, "cifar10": CIFAR10_PIXELS}
 
 
 @pytest.mark.parametrize("name", sorted(MODELS))
-def test_models_know_the_normalisation_of_mnist(name: str) -> None:
-    classifier = untrained_model(name)
+def test_models_know_their_data_and_its_normalisation(name: str, tmp_path: Path) -> None:
+    data = "cifar10" if name.startswith("cifar10") else "mnist"
+    assert default_data(name) == MODELS[name].data == data
+    assert MODELS[name].name == name
+    save_file(build(name, None).state_dict(), tmp_path / "w.safetensors")
+    classifier = load_model(name, weights=tmp_path / "w.safetensors")
     assert classifier.name == name
-    assert MODELS[name].data == "mnist"
+    assert not classifier.training
     assert classifier.mean is not None
     assert classifier.std is not None
-    # the training images' own, to four decimals, as everybody uses them
-    assert (classifier.mean.item(), classifier.std.item()) == pytest.approx((0.1307, 0.3081))
+    assert classifier.mean.shape == (1, len(PIXELS[data][0]), 1, 1)
+    assert classifier.mean.flatten().tolist() == pytest.approx(PIXELS[data][0])
+    assert classifier.std.flatten().tolist() == pytest.approx(PIXELS[data][1])
+
+
+@pytest.mark.parametrize("name", ["resnet20", "resnet18", "net.py:make", "timm:resnet18"])
+def test_which_images_another_model_is_for_must_be_said(name: str) -> None:
+    with pytest.raises(InputError, match=rf"not known which images {name} is for\n.*no --data\n.*\n.*--data"):
+        default_data(name)
+
+
+def test_what_is_built_has_fresh_weights() -> None:
+    one, other = (build("mnist-cnn", None).state_dict() for _ in range(2))
+    assert not torch.equal(one["conv1.weight"], other["conv1.weight"])
 
 
 def save_weights(path: Path, seed: int = 0) -> dict[str, torch.Tensor]:
@@ -215,11 +242,15 @@ def test_the_bundled_weights_are_loaded_when_no_file_is_given(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loading, "BUNDLED", tmp_path)
-    weights = {name: save_weights(tmp_path / f"{name}.safetensors", seed) for seed, name in enumerate(MODELS)}
+    weights = {}
+    for name in MODELS:
+        weights[name] = {key: tensor.clone() for key, tensor in build(name, None).state_dict().items()}
+        save_file(weights[name], tmp_path / f"{name}.safetensors")
     (tmp_path / "mnist-cnn.json").write_text(json.dumps({"clean_accuracy": {"value": 0.5}}))
     for name in MODELS:
-        assert torch.equal(load_model(name).module.state_dict()["fc2.bias"], weights[name]["fc2.bias"])
-    assert find_model("mnist-cnn").card() == {"clean_accuracy": {"value": 0.5}}
+        loaded = load_model(name).module.state_dict()
+        assert all(torch.equal(loaded[key], tensor) for key, tensor in weights[name].items()), name
+    assert MODELS["mnist-cnn"].card() == {"clean_accuracy": {"value": 0.5}}
 
 
 @pytest.mark.parametrize(
@@ -229,7 +260,7 @@ def test_the_bundled_weights_are_loaded_when_no_file_is_given(
         pytest.param(b"", id="empty"),
         pytest.param(b"<!DOCTYPE html><html></html>", id="a web page"),
         pytest.param((10**15).to_bytes(8, "little") + b"{}", id="a header larger than the file"),
-        pytest.param(b"PK\x03\x04" + bytes(100), id="a torch.save file"),
+        pytest.param(b"PK\x03\x04" + bytes(100), id="the beginning of a torch.save file"),
     ],
 )
 def test_what_is_no_file_of_weights_is_refused(tmp_path: Path, content: bytes | None) -> None:
@@ -237,7 +268,7 @@ def test_what_is_no_file_of_weights_is_refused(tmp_path: Path, content: bytes | 
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(
-        InputError, match=r"cannot be read\n.*\n.*a safetensors file\n.*check the path"
+        InputError, match=r"weights cannot be read\n.*\n.*safetensors or torch\.save.*\n.*save the state dict"
     ) as error:
         load_model("mnist-cnn", weights=path)
     assert f"given:   {path}: " in str(error.value)
@@ -256,11 +287,11 @@ def test_weights_of_another_network_are_refused_naming_the_difference(tmp_path: 
     path = tmp_path / "w.safetensors"
     weights = save_weights(path)
     cases = {
-        r"conv2\.weight: \(64, 32, 5, 5\); 0 more differ\n.*\(64, 32, 3, 3\)\n.*trained as": {
+        r"conv2\.weight: \(64, 32, 5, 5\); 0 more differ\n.*\(64, 32, 3, 3\)\n.*the model, and the data": {
             **weights,
             "conv2.weight": torch.zeros(64, 32, 5, 5),
         },
-        r"fc2\.bias: missing; 1 more differ\n.*allowed: +fc2\.bias: \(10,\)": {
+        r"fc2\.weight: missing; 1 more differ\n.*allowed: +fc2\.weight: \(10, 128\)\n": {
             key: tensor for key, tensor in weights.items() if not key.startswith("fc2")
         },
         r"fc3\.bias: \(7,\); 0 more differ\n.*fc3\.bias: not in this network": {
@@ -274,12 +305,30 @@ def test_weights_of_another_network_are_refused_naming_the_difference(tmp_path: 
             load_model("mnist-cnn", weights=path)
 
 
+@pytest.mark.parametrize("count", [None, torch.tensor(7), torch.zeros(1), torch.zeros(2, 2)])
+def test_the_count_of_batches_may_be_missing_or_odd_since_evaluation_never_reads_it(
+    count: torch.Tensor | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = Model("norm", lambda: nn.BatchNorm2d(2), "mnist", mean=(0.0,), std=(1.0,))
+    monkeypatch.setitem(MODELS, "norm", model)
+    weights = {key: tensor + 1 for key, tensor in nn.BatchNorm2d(2).state_dict().items()}
+    del weights["num_batches_tracked"]
+    counted = {} if count is None else {"num_batches_tracked": count}
+    save_file({**weights, **counted}, tmp_path / "w.safetensors")
+    loaded = load_model("norm", weights=tmp_path / "w.safetensors").module.state_dict()
+    assert all(torch.equal(loaded[key], tensor) for key, tensor in weights.items())
+    assert loaded["num_batches_tracked"].shape == ()
+
+
 def test_weights_without_dimensions_are_named_by_what_they_are(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # the count of batches of a batch norm has the shape (), which is easily taken for nothing
-    monkeypatch.setitem(MODELS, "norm", Model("norm", lambda: nn.BatchNorm2d(2), (0.0,), (1.0,), "mnist"))
-    weights = nn.BatchNorm2d(2).state_dict()
-    save_file({**weights, "num_batches_tracked": torch.zeros(1)}, tmp_path / "w.safetensors")
-    with pytest.raises(InputError, match=r"num_batches_tracked: \(1,\); 0 more.*\n.*tracked: \(\)\n"):
-        load_model("norm", weights=tmp_path / "w.safetensors")
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.tensor(1.0))  # of shape (), easily taken for nothing
+
+    monkeypatch.setitem(MODELS, "scaled", Model("scaled", Scaled, "mnist", mean=(0.0,), std=(1.0,)))
+    save_file({"scale": torch.zeros(1)}, tmp_path / "w.safetensors")
+    with pytest.raises(InputError, match=r"scale: \(1,\); 0 more.*\n.*scale: \(\)\n"):
+        load_model("scaled", weights=tmp_path / "w.safetensors")

@@ -245,12 +245,11 @@ def test_probabilities_are_refused(
 @pytest.mark.parametrize(
     ("function", "shown"),
     [
-        (lambda logits: (logits, logits), "tuple"),
-        (lambda logits: {"logits": logits}, "dict"),
         (lambda logits: logits[:, 0], r"\(8,\) torch\.float32"),
         (lambda logits: logits[:, :, None], r"\(8, 3, 1\) torch\.float32"),
         (lambda logits: logits.argmax(1, keepdim=True), r"\(8, 1\) torch\.int64"),
-        (lambda logits: None, "NoneType"),
+        (lambda logits: logits.double(), r"\(8, 3\) torch\.float64"),
+        (lambda logits: logits.bfloat16(), r"\(8, 3\) torch\.bfloat16"),
     ],
 )
 def test_what_are_no_logits_is_refused(
@@ -260,7 +259,7 @@ def test_what_are_no_logits_is_refused(
     function: Callable[[torch.Tensor], object],
     shown: str,
 ) -> None:
-    expected = rf"does not return logits\n.*{shown}.*\n.*float tensor \(8, classes\)\n.*wrap the network"
+    expected = rf"does not return logits\n.*{shown}\n.*\(8, classes\) of torch\.float32\n.*wrap the network"
     refuse(After(small_classifier.module, function), images, labels, expected)
 
 

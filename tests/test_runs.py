@@ -238,13 +238,13 @@ def test_the_order_of_units_does_not_change_a_byte(
         assert (tmp_path / "run" / name).read_bytes() == (finished / name).read_bytes()
 
 
-@pytest.mark.parametrize("done", range(7))
+@pytest.mark.parametrize("done", range(8))
 def test_a_kill_at_any_unit_boundary_and_a_resume_do_not_change_a_byte(
     subject: Subject, finished: Path, tmp_path: Path, engine: Callable[..., list[str]], done: int
 ) -> None:
     with Ledger(finished) as ledger:
         every = [unit.id for unit in ledger.units()]
-    assert len(every) == 6
+    assert len(every) == 7
     before = engine(stop_at=done)
     folder = tmp_path / "run"
     if done < len(every):
@@ -271,7 +271,7 @@ def test_a_kill_between_the_last_unit_and_the_files_is_made_good(
         for unit in units:
             ledger.record(unit, execute_unit(subject, unit))
     (folder / ".neurons.csv.partial").write_text("half a line")
-    with pytest.raises(IncompleteError, match="0 of 6 units are left"):
+    with pytest.raises(IncompleteError, match="0 of 7 units are left"):
         open_run(folder)
     computed = engine()
     finish(subject, folder)
@@ -369,7 +369,8 @@ def test_a_digest_is_the_hash_of_canonical_json() -> None:
     spec = small_spec()
     fields = {
         "format_version": 1, "command": "analyze", "model": "small", "weights": None, "mean": None,
-        "std": None, "data": "blobs", "split": "test", "limit": 40, "layer": "first", "neurons": "all",
+        "std": None, "data": "blobs", "split": "test", "limit": 40, "resize": None,
+        "skip_bad": False, "layer": "first", "neurons": "all",
         "site": "conv", "replace": "zero", "epsilons": ["0.05"], "mode": "adaptive", "verdict_rule": "tested",
         "tolerance": 0.01, "device": "cpu", "batch_size": 8, "threads": 1, "seed": 0, "found": None,
     }  # fmt: skip
@@ -501,6 +502,7 @@ def test_summary_json_has_every_key_and_no_nan(finished: Path, subject: Subject)
         "split": "test",
         "n": IMAGES,
         "sha256": subject.data.sha256,
+        "excluded": [],
     }
     assert set(summary["clean_accuracy"]) == {"value", "n", "ci95"}
     assert {"attack", "epsilon", "value", "n", "ci95"} <= set(summary["robust_accuracy"][0])
@@ -891,7 +893,7 @@ def test_a_disk_that_takes_no_more_is_one_message_and_finished_units_are_kept(
     assert not [path.name for path in folder.iterdir() if path.name.endswith(".partial")]
     after = engine()
     finish(subject, folder)
-    assert len(after) == 6 - kept
+    assert len(after) == 7 - kept
     assert (folder / "neurons.csv").read_bytes() == (finished / "neurons.csv").read_bytes()
 
 
@@ -930,7 +932,7 @@ def test_a_full_disk_is_one_message_and_the_run_goes_on_when_there_is_room(
     assert kept == sorted(kept)
     after = engine()
     finish(subject, folder)
-    assert len(after) == 6 - kept[-1]
+    assert len(after) == 7 - kept[-1]
     assert (folder / "neurons.csv").read_bytes() == (finished / "neurons.csv").read_bytes()
 
 
@@ -1057,7 +1059,7 @@ def test_progress_hears_every_unit_and_the_end(subject: Subject, tmp_path: Path)
         yield lambda done, note: heard.append((done, note))
 
     run_subject(subject, output=tmp_path / "run", force=False, progress=listen)
-    assert heard[0] == (6, "units")
-    assert [done for done, _ in heard[1:]] == [0, 1, 2, 3, 4, 5, 6]
-    assert heard[1][1] == "predictions images 0-31"
-    assert heard[-1] == (6, "")
+    assert heard[:2] == [(7, "units"), (0, "")]
+    assert [done for done, _ in heard[2:]] == [1, 2, 3, 4, 5, 6, 7]
+    assert heard[2][1] == "inputs images 0-39"
+    assert heard[3][1] == "predictions images 0-31"

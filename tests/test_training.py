@@ -16,11 +16,21 @@ from torch.nn import functional
 
 from fragile_neurons import Classifier, ImageData, InputError, load_model
 from fragile_neurons.attacks.pgd import pgd
-from fragile_neurons.data.catalogue import CATALOGUE, Dataset
+from fragile_neurons.data.catalogue import CATALOGUE, find_dataset
+from fragile_neurons.data.dataset import Dataset
 from fragile_neurons.models.loading import MODELS, Model
+from fragile_neurons.models.weights import read_weights
 from fragile_neurons.stats import wilson
 from fragile_neurons.training.loop import Progress, Schedule, fit
-from fragile_neurons.training.recipes import ADVERSARIAL_STEPS, adversarial_loss, standard_loss
+from fragile_neurons.training.recipes import (
+    ADVERSARIAL_STEPS,
+    SHIFT,
+    adversarial_loss,
+    augmented,
+    crop_and_mirror,
+    make_schedule,
+    standard_loss,
+)
 from fragile_neurons.training.train import train_model
 
 SCHEDULE = Schedule(epochs=3, batch_size=12, seed=5)  # 40 images: 3 steps, 4 images left out of each epoch
@@ -376,11 +386,18 @@ def toy(monkeypatch: pytest.MonkeyPatch, small_data: ImageData) -> dict[str, Ima
         title="blobs",
         classes=small_data.classes,
         sizes={"train": 256, "test": 40},
+        mean=(0.4,),
+        std=(0.3,),
         epsilons=("0.02", "8/255", "0.1"),
         licence="none",
-        is_fetched=lambda: True,
-        fetch=lambda say, local=None: None,
-        load=splits.__getitem__,
+        mirrors=False,
+        place="toy",
+        checksums={},
+        files=lambda part: (),
+        read=lambda folder, split: (splits[split].images, splits[split].labels),
+        sources=lambda local: [],
+        bundled=Path(),
+        bundled_splits=("train", "test"),
     )
     monkeypatch.setitem(CATALOGUE, "toy", dataset)
     monkeypatch.setitem(MODELS, "tiny", Model("tiny", tiny, mean=(0.4,), std=(0.3,), data="toy"))
@@ -388,7 +405,10 @@ def toy(monkeypatch: pytest.MonkeyPatch, small_data: ImageData) -> dict[str, Ima
 
 
 def train(output: Path, **options: Any) -> list[Progress]:
-    return list(train_model("tiny", "toy", output=output, command="the command", **{"epochs": 3} | options))
+    schedule = Schedule(epochs=options.pop("epochs", 3), seed=options.pop("seed", 0))
+    return list(
+        train_model("tiny", "toy", output=output, schedule=schedule, command="the command", **options)
+    )
 
 
 def test_train_leaves_weights_and_a_card_that_tells_what_they_reach(
@@ -467,7 +487,12 @@ def test_a_training_killed_and_resumed_leaves_the_same_files(
 ) -> None:
     train(tmp_path / "whole", adversarial=adversarial)
     running = train_model(
-        "tiny", "toy", output=tmp_path / "killed", epochs=3, adversarial=adversarial, command="the command"
+        "tiny",
+        "toy",
+        output=tmp_path / "killed",
+        schedule=Schedule(epochs=3),
+        adversarial=adversarial,
+        command="the command",
     )
     for _ in range(4):
         next(running)
@@ -487,5 +512,83 @@ def test_what_cannot_be_trained_is_refused_before_anything_is_written(
 ) -> None:
     for model, data in (("vgg", "toy"), ("tiny", "imagenet")):
         with pytest.raises(InputError, match="there is no such"):
-            list(train_model(model, data, output=tmp_path / "out", epochs=1, command=""))
+            list(train_model(model, data, output=tmp_path / "out", schedule=Schedule(epochs=1), command=""))
     assert not (tmp_path / "out").exists()
+
+
+# --- images that may be shifted and mirrored
+
+
+def test_each_image_is_shifted_over_black_and_every_second_one_mirrored() -> None:
+    """Pixels that number themselves tell where each came from; nothing else may appear."""
+    height, width = 5, 7
+    image = torch.arange(1, height * width + 1, dtype=torch.float32).view(1, height, width) / 100
+    images = image.repeat(400, 1, 1, 1)
+    before = images.clone()
+    found = crop_and_mirror(images, torch.Generator().manual_seed(0))
+    assert torch.equal(images, before)
+    padded = functional.pad(image, (SHIFT,) * 4)
+    places = {
+        (top, left, mirrored): (crop.flip(2) if mirrored else crop)
+        for top in range(2 * SHIFT + 1)
+        for left in range(2 * SHIFT + 1)
+        for crop in [padded[:, top : top + height, left : left + width]]
+        for mirrored in (False, True)
+    }
+    seen = []
+    for one in found:
+        matches = [place for place, crop in places.items() if torch.equal(crop, one)]
+        assert matches
+        seen += matches if len(matches) == 1 else []
+    assert {top for top, _, _ in seen} == {left for _, left, _ in seen} == set(range(2 * SHIFT + 1))
+    mirrored = sum(mirrored for _, _, mirrored in seen)
+    assert 0.4 < mirrored / len(seen) < 0.6
+
+
+def test_the_same_generator_gives_the_same_shifts_and_the_loss_sees_them() -> None:
+    images, labels = torch.rand(6, 3, 8, 8), torch.zeros(6, dtype=torch.int64)
+    once, again, other = (crop_and_mirror(images, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
+    assert torch.equal(once, again)
+    assert not torch.equal(once, other)
+    given = []
+
+    def loss(images: torch.Tensor, labels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        given.append(images)
+        return images.sum()
+
+    value = augmented(loss)(images, labels, torch.Generator().manual_seed(1))
+    assert torch.equal(given[0], once)
+    assert value == once.sum()
+
+
+def test_images_that_may_be_mirrored_are_trained_longer_and_by_sgd() -> None:
+    cifar, mnist = find_dataset("cifar10"), find_dataset("mnist")
+    assert make_schedule(mnist, epochs=None, seed=3) == Schedule(epochs=8, seed=3)
+    assert make_schedule(mnist, epochs=2, seed=0).epochs == 2
+    long = make_schedule(cifar, epochs=None, seed=3)
+    assert (long.epochs, long.optimizer, long.seed) == (30, "SGD", 3)
+
+
+def test_sgd_takes_nesterovs_step(small_data: ImageData, tmp_path: Path) -> None:
+    """The first step of Nesterov momentum from rest: 1.9 times the gradient, with weight decay."""
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Flatten(), nn.Linear(64, 3, bias=False))
+    schedule = Schedule(epochs=1, optimizer="SGD", batch_size=40, peak_learning_rate=0.5, weight_decay=0.01)
+    before = [parameter.detach().clone() for parameter in module.parameters()]
+    images, labels = small_data[:]
+    gradient = torch.autograd.grad(
+        functional.cross_entropy(module(images), labels), list(module.parameters())
+    )
+    loss = standard_loss(Classifier(module))
+    momentum = 0.95  # where a one-cycle schedule begins
+    for _ in fit(module, loss, small_data, schedule, checkpoint=tmp_path / "c.pt", purpose={}):
+        pass
+    for old, new, slope in zip(before, module.parameters(), gradient, strict=True):
+        step = slope + 0.01 * old
+        torch.testing.assert_close(new.detach(), old - 0.5 / 25 * (1 + momentum) * step)
+
+
+def test_weights_carry_their_normalisation(toy: dict[str, ImageData], tmp_path: Path) -> None:
+    train(tmp_path / "out", epochs=1)
+    stored = read_weights(tmp_path / "out" / "weights.safetensors")
+    assert (stored.mean, stored.std) == ((0.4,), (0.3,))

@@ -10,13 +10,15 @@ import torch
 from torch import nn
 
 from fragile_neurons.errors import InputError
+from fragile_neurons.foreign import logits_of, refuse_unusable, unwrap
 
 
 class Classifier(nn.Module):
     """A network from images in [0, 1], float32 (n, channels, height, width), to logits (n, classes).
 
     The normalisation (mean, std per channel) is applied inside. The module is kept as it is: its
-    layers keep their names, its weights are shared, not copied.
+    layers keep their names, its weights are shared, not copied. Wrappers such as torch.compile's
+    and DataParallel's are taken off; `unwrapped` names them. Outputs other than a tensor: logits_of.
     """
 
     mean: torch.Tensor | None
@@ -38,6 +40,8 @@ class Classifier(nn.Module):
                 allowed="any torch.nn.Module that maps images to logits",
                 fix="wrap the function in a small nn.Module",
             )
+        module, self.unwrapped = unwrap(module)
+        refuse_unusable(module)
         if (mean is None) != (std is None) or (mean and std and len(mean) != len(std)):
             raise InputError(
                 "mean and std do not go together",
@@ -64,8 +68,7 @@ class Classifier(nn.Module):
             images = (images - self.mean) / self.std
         else:
             images = images.clone()  # the first layer may work in place
-        logits: torch.Tensor = self.module(images)
-        return logits
+        return logits_of(self.module(images))
 
     @property
     def device(self) -> torch.device:
@@ -82,6 +85,23 @@ class Classifier(nn.Module):
                 digest.update(f"{key} {values.dtype} {tuple(values.shape)}\n".encode())
                 digest.update(values.reshape(-1).view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
+
+
+def parse_device(device: str | torch.device) -> torch.device:
+    """`auto`, `cpu`, `cuda`, or `cuda:N`; auto takes the GPU where there is one."""
+    text = str(device)
+    if text == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    kind, _, number = text.partition(":")
+    there = [str(index) for index in range(torch.cuda.device_count())]
+    if text != "cpu" and not (kind == "cuda" and there and number in ("", *there)):
+        raise InputError(
+            "the device cannot be used",
+            given=text,
+            allowed="auto, cpu, cuda" + ("" if torch.cuda.is_available() else " (no CUDA device here)"),
+            fix="use --device cpu",
+        )
+    return torch.device(text)
 
 
 @contextmanager

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from fragile_neurons.classifier import Classifier, evaluating
-from fragile_neurons.errors import InputError
+from fragile_neurons.errors import FragileNeuronsError, InputError
+from fragile_neurons.foreign import logits_of
 
 PROBE_IMAGES = 8
 TOLERANCE = 1e-4  # of the largest logit; batch-mates and repeats may only move the last bits
@@ -39,7 +42,7 @@ def probe(
             fix="give more images",
         )
     _refuse_channels(classifier, images)
-    with evaluating(classifier), torch.no_grad():
+    with evaluating(classifier), torch.no_grad(), _same_buffers(classifier.module):
         logits = _forward(classifier, images)
         _refuse_shape(logits, images, labels, classes)
         _refuse_probabilities(logits)
@@ -107,23 +110,57 @@ def _refuse_channels(classifier: Classifier, images: torch.Tensor) -> None:
 
 def _forward(classifier: Classifier, images: torch.Tensor) -> torch.Tensor:
     try:
-        logits: object = classifier(images)
+        logits: torch.Tensor = classifier(images)
+    except FragileNeuronsError:
+        raise
     except Exception as error:  # whatever a foreign network raises, it cannot take these images
         raise InputError(
             "the network cannot process these images",
             given=f"images {tuple(images.shape)}: {' '.join(str(error).split())[:300]}",
             allowed="images (n, channels, height, width) of the channels and size it was built for",
-            fix="choose the data this network was trained on",
+            fix="the network takes channels last; wrap it in a module that passes images.permute(0, 2, 3, 1)"
+            if _takes_channels_last(classifier, images)
+            else "choose the data this network was trained on",
         ) from error
-    if not isinstance(logits, torch.Tensor) or logits.ndim != 2 or not logits.is_floating_point():
-        shown = f"{tuple(logits.shape)} {logits.dtype}" if isinstance(logits, torch.Tensor) else type(logits)
+    if logits.ndim != 2 or logits.dtype != torch.float32:
         raise InputError(
             "the network does not return logits",
-            given=shown,
-            allowed=f"a float tensor ({len(images)}, classes)",
-            fix="wrap the network so that it returns its logits alone",
+            given=f"{tuple(logits.shape)} {logits.dtype}",
+            allowed=f"a tensor ({len(images)}, classes) of torch.float32",
+            fix="wrap the network so that it returns its logits alone, in single precision",
         )
     return logits
+
+
+def _takes_channels_last(classifier: Classifier, images: torch.Tensor) -> bool:
+    try:  # without the normalisation, which only its shape could tell from the images
+        logits = logits_of(classifier.module(images.permute(0, 2, 3, 1)))
+    except Exception:
+        return False
+    return logits.ndim == 2 and len(logits) == len(images)
+
+
+@contextmanager
+def _same_buffers(module: nn.Module) -> Iterator[None]:
+    """Raise an InputError where buffers change inside the block; they have their values back in any case."""
+    before = {name: tensor.clone() for name, tensor in module.named_buffers()}
+    changed: list[str] = []
+    try:
+        yield
+    finally:
+        for name, tensor in module.named_buffers():
+            if name in before and not torch.equal(tensor, before[name]):
+                changed.append(name)
+        for name in changed:
+            parent, _, leaf = name.rpartition(".")
+            setattr(module.get_submodule(parent), leaf, before[name])
+    if changed:
+        raise InputError(
+            "the network changes as it runs",
+            given=f"other values in {', '.join(changed[:4])} after a few passes in evaluation mode",
+            allowed="a network that a pass leaves as it was",
+            fix="update these buffers in train mode only",
+        )
 
 
 def _refuse_shape(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from fractions import Fraction
@@ -10,6 +11,7 @@ from pathlib import Path
 from fragile_neurons.analysis.verdicts import Rule
 from fragile_neurons.classifier import Classifier
 from fragile_neurons.data.images import ImageData
+from fragile_neurons.honesty import check_inputs
 from fragile_neurons.norms import format_epsilon, parse_epsilons
 from fragile_neurons.report.tables import write_markdown
 from fragile_neurons.runs.engines.local import run_units
@@ -21,6 +23,8 @@ from fragile_neurons.runs.plan import make_plan
 from fragile_neurons.runs.results import collect_results
 from fragile_neurons.runs.run import Run, open_run
 from fragile_neurons.runs.spec import Spec, make_spec
+
+log = logging.getLogger(__name__)
 
 Advance = Callable[[int, str], None]
 Progress = Callable[[str, int], AbstractContextManager[Advance]]
@@ -99,11 +103,22 @@ def run_subject(subject: Subject, *, output: str | Path | None, force: bool, pro
         resumable(folder),
     ):
         ledger.forget_damage()
-        with progress("units", len(ledger.units())) as advance:
-            run_units(subject, ledger, advance)
+        _run_pending(subject, ledger, progress)
         if not ledger.is_exported:
             export_files(folder, subject, collect_results(subject, ledger))
             for name in REPORTS:
                 write_file(folder / name, lambda path: write_markdown(Run(folder), path))
             ledger.record_files([*FILES, *REPORTS])
     return open_run(folder)
+
+
+def _run_pending(subject: Subject, ledger: Ledger, progress: Progress) -> None:
+    total, left = len(ledger.units()), len(ledger.pending())
+    with progress("units", total) as advance:
+        advance(total - left, "" if left else "all of them before")
+        for done, unit in enumerate(run_units(subject, ledger), total - left + 1):
+            advance(done, unit.id)
+            if unit.kind == "inputs":
+                for check in check_inputs(ledger.result(unit), subject.data.classes):
+                    if check.status != "pass":
+                        log.warning("%s (%s): %s", check.name, check.status, check.meaning)

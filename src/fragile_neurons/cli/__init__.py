@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from typing import Any
 
 import typer
+from rich.logging import RichHandler
 from typer.core import TyperGroup
 
 from fragile_neurons.cli import data
@@ -45,6 +47,9 @@ app.add_typer(data.app, name="data")
 
 def main() -> None:
     """Run the command; a user's mistake becomes one message and an exit code, never a traceback."""
+    logging.basicConfig(
+        format="%(message)s", handlers=[RichHandler(console=errors, show_time=False, show_path=False)]
+    )
     try:
         app(standalone_mode=True)
     except FragileNeuronsError as error:

@@ -7,17 +7,20 @@ from typing import Annotated
 
 import typer
 
+from fragile_neurons.classifier import parse_device
 from fragile_neurons.cli import options
 from fragile_neurons.cli.console import progress
 from fragile_neurons.cli.findings import show_run
-from fragile_neurons.data.catalogue import DEFAULT_LIMIT, find_dataset
+from fragile_neurons.data import catalogue
+from fragile_neurons.data.catalogue import DEFAULT_LIMIT, count_images, default_epsilons
 from fragile_neurons.errors import InputError
-from fragile_neurons.models.loading import find_model
+from fragile_neurons.models import factories
+from fragile_neurons.models.loading import TORCHVISION, default_data
 from fragile_neurons.norms import format_epsilon, parse_epsilons
 from fragile_neurons.runs.spec import Spec, make_spec, read_spec
 from fragile_neurons.workflows import analyze_spec
 
-EMBEDDED = {"model": "mnist-cnn", "data": "mnist", "epsilons": "0.1,0.2"}
+EMBEDDED = {"model": "mnist-cnn", "epsilons": "0.1,0.2"}
 OF_THE_RUN = ("spec", "output", "force")
 
 
@@ -25,16 +28,16 @@ def analyze(
     context: typer.Context,
     model: options.Model = EMBEDDED["model"],
     weights: options.Weights = None,
-    mean: Annotated[
-        str | None, typer.Option(help="Per channel, by commas; the model's own by default.")
-    ] = None,
-    std: Annotated[str | None, typer.Option(help="Per channel, by commas.")] = None,
-    data: options.Data = EMBEDDED["data"],
-    split: Annotated[str, typer.Option(help="test, val or train.")] = "test",
+    mean: options.Mean = None,
+    std: options.Std = None,
+    data: Annotated[str | None, options.Data.__metadata__[0]] = None,
+    split: options.Split = "test",
     limit: Annotated[
         int | None,
         typer.Option(help=f"Images, a stratified sample. Default: {DEFAULT_LIMIT:,} or all there are."),
     ] = None,
+    resize: options.Resize = None,
+    skip_bad: options.SkipBad = False,
     layer: Annotated[str, typer.Option(help="first, all, or a pattern of names such as 'conv*'.")] = "first",
     neurons: Annotated[str, typer.Option(help="all, N of each layer, or conv1:3,conv1:17.")] = "all",
     site: Annotated[str, typer.Option(help="conv (the layer's output), norm or act.")] = "conv",
@@ -69,6 +72,8 @@ def analyze(
 
       fragile-neurons analyze --model mnist-cnn-robust --data mnist --epsilons 0.1,0.2
 
+      fragile-neurons analyze --model net.py:make --weights net.pt --mean 0.5 --std 0.5 --data folder:photos
+
       fragile-neurons analyze --layer conv2 --site act --neurons 16 --limit 500
 
       fragile-neurons analyze --spec runs/x/spec.toml --output runs/again
@@ -89,25 +94,28 @@ def analyze(
         )
     else:
         asked = read_spec(spec)
-        options.parse_device(asked.device)
     show_run(analyze_spec(asked, output=output, force=force, progress=progress))
 
 
 def _spec(given: dict[str, object], *, nothing_asked: bool) -> Spec:
-    dataset, epsilons = find_dataset(str(given["data"])), given["epsilons"]
-    find_model(str(given["model"]))
+    model, weights, epsilons = str(given["model"]), given["weights"], given["epsilons"]
+    data = str(given["data"] or default_data(model))
     if epsilons is None:
-        epsilons = EMBEDDED["epsilons"] if nothing_asked else ",".join(dataset.epsilons)
+        epsilons = EMBEDDED["epsilons"] if nothing_asked else ",".join(default_epsilons(data))
     taken = {name: value for name, value in given.items() if name not in OF_THE_RUN}
-    size = dataset.sizes.get(str(given["split"]), DEFAULT_LIMIT)
+    limit = given["limit"]
     return make_spec(
         **taken
         | {
-            "limit": min(DEFAULT_LIMIT, size) if given["limit"] is None else given["limit"],
+            # paths are made absolute: a run is found again from any folder
+            "model": factories.absolute(model),
+            "weights": weights if weights in (None, TORCHVISION) else str(Path(str(weights)).absolute()),
+            "data": catalogue.absolute(data),
+            "limit": min(DEFAULT_LIMIT, count_images(data, str(given["split"]))) if limit is None else limit,
             "mean": options.parse_numbers("mean", given["mean"]),
             "std": options.parse_numbers("std", given["std"]),
             "epsilons": [format_epsilon(one) for one in parse_epsilons(options.split_commas(str(epsilons)))],
             "tolerance": options.parse_points(str(given["tolerance"])),
-            "device": str(options.parse_device(str(given["device"]))),
+            "device": str(parse_device(str(given["device"]))),
         }
     )

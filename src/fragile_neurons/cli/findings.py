@@ -32,6 +32,11 @@ def show_run(run: Run) -> None:
         f"{row['layer'] + ', ' + sentences.condition(row):<18} {sentences.verdicts(row)}"
         for row in found["dropout"]
     ]
+    lines += [
+        f"{check['name']:<18} {check['status']}: {check['meaning']}"
+        for check in found["checks"]
+        if check["status"] != "pass"
+    ]
     images = f"{data['n']:,} {data['split']} images of {data['name']}"
     title = Text(f"{found['model']['name']} on {images}, site {found['site']}")
     console.print(Panel(Text("\n".join(lines)), title=title, expand=False), soft_wrap=False)

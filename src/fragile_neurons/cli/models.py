@@ -7,8 +7,8 @@ from rich.table import Table
 from fragile_neurons.analysis.selection import probed_layers
 from fragile_neurons.cli import options
 from fragile_neurons.cli.console import console
-from fragile_neurons.data.catalogue import load_data
-from fragile_neurons.models.loading import MODELS, find_model, load_model
+from fragile_neurons.data.catalogue import count_images, load_data
+from fragile_neurons.models.loading import MODELS, default_data, load_model
 from fragile_neurons.report import sentences
 
 FEW_IMAGES = 10
@@ -31,14 +31,23 @@ def models() -> None:
 
 
 def layers(
-    model: options.Model = "mnist-cnn", weights: options.Weights = None, data: options.Data | None = None
+    model: options.Model = "mnist-cnn",
+    weights: options.Weights = None,
+    data: options.Data | None = None,
+    split: options.Split = "test",
+    resize: options.Resize = None,
 ) -> None:
     """The layers that a network executes, their neurons and sites: what --layer and --site can choose.
 
-    Example: fragile-neurons layers --model mnist-cnn
+    Examples:
+      fragile-neurons layers --model mnist-cnn
+
+      fragile-neurons layers --model net.py:make --weights net.pt --data folder:photos
     """
-    images = load_data(data or find_model(model).data, limit=FEW_IMAGES)
-    found, _ = probed_layers(load_model(model, weights=weights), images)
+    wanted = data or default_data(model)
+    limit = min(FEW_IMAGES, count_images(wanted, split))
+    images = load_data(wanted, split=split, limit=limit, resize=resize, skip_bad=wanted.startswith("folder:"))
+    found, _ = probed_layers(load_model(model, data=images, weights=weights), images)
     table = Table("layer", "kind", "neurons", "map", "sites", "")
     for layer in found:
         table.add_row(

@@ -4,32 +4,35 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import torch
 import typer
 
 from fragile_neurons.errors import InputError
 
-Model = Annotated[str, typer.Option(help="A model by name; see `fragile-neurons models`.")]
-Weights = Annotated[str | None, typer.Option(metavar="FILE", help="A safetensors file for the model.")]
-Data = Annotated[str, typer.Option(help="A data set by name; see `fragile-neurons data list`.")]
+Model = Annotated[
+    str,
+    typer.Option(
+        help="A bundled name, a torchvision name, timm:NAME, or your own: package.module:factory or "
+        "path/file.py:factory. See `fragile-neurons models`."
+    ),
+]
+Weights = Annotated[
+    str | None,
+    typer.Option(metavar="FILE", help="A file of weights, or the word torchvision to fetch its own."),
+]
+Data = Annotated[str, typer.Option(help="A name (see `fragile-neurons data list`), folder:PATH or npz:PATH.")]
+Split = Annotated[str, typer.Option(help="test, val or train.")]
+Resize = Annotated[
+    str | None, typer.Option(metavar="HxW", help="Resize the images of folder:PATH, e.g. 32 or 32x48.")
+]
+SkipBad = Annotated[
+    bool, typer.Option("--skip-bad", help="Leave out, and record, images of folder:PATH that cannot be read.")
+]
+Mean = Annotated[
+    str | None, typer.Option(help="Normalisation per channel, by commas; the model's own by default.")
+]
+Std = Annotated[str | None, typer.Option(help="Per channel, by commas.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 Seed = Annotated[int, typer.Option(min=0, help="Of every random choice.")]
-
-
-def parse_device(text: str) -> torch.device:
-    """`auto`, `cpu`, `cuda`, or `cuda:N`; auto takes the GPU where there is one."""
-    if text == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    kind, _, number = text.partition(":")
-    usable = kind == "cpu" or (kind == "cuda" and torch.cuda.is_available())
-    if not usable or (number and not number.isdecimal()):
-        raise InputError(
-            "the device cannot be used",
-            given=text,
-            allowed="auto, cpu, cuda" + ("" if torch.cuda.is_available() else " (no CUDA device here)"),
-            fix="use --device cpu",
-        )
-    return torch.device(text)
 
 
 def split_commas(text: str) -> list[str]:

@@ -8,21 +8,27 @@ from typing import Annotated
 
 import typer
 
+from fragile_neurons.classifier import parse_device
 from fragile_neurons.cli.console import console, progress, say
-from fragile_neurons.cli.options import parse_device
-from fragile_neurons.models.loading import find_model
+from fragile_neurons.data.catalogue import find_dataset
+from fragile_neurons.models.loading import check_name
 from fragile_neurons.norms import parse_epsilon
+from fragile_neurons.training.recipes import make_schedule
 from fragile_neurons.training.train import CARD, WEIGHTS, train_model
 
 
 def train(
-    model: Annotated[str, typer.Option(help="A model by name; see `fragile-neurons models`.")],
+    model: Annotated[
+        str, typer.Option(help="A bundled network, resnet20, or a torchvision name such as resnet18:small.")
+    ],
     data: Annotated[str, typer.Option(help="A data set by name; see `fragile-neurons data list`.")],
     adversarial: Annotated[
         str | None,
         typer.Option(metavar="EPS", help="Train on PGD images of this epsilon, e.g. 0.2 or 8/255."),
     ] = None,
-    epochs: Annotated[int, typer.Option(min=1)] = 8,
+    epochs: Annotated[
+        int | None, typer.Option(min=1, help="Default: 8, or 30 where images are shifted and mirrored.")
+    ] = None,
     output: Annotated[Path | None, typer.Option(help="Default: trained/<model>.")] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
@@ -31,27 +37,28 @@ def train(
 
     Example: fragile-neurons train --model mnist-cnn-robust --data mnist --adversarial 0.2
     """
-    find_model(model)
-    folder = output or Path("trained") / model
+    folder = output or Path("trained") / model.replace(":", "-")
+    check_name(model)
+    schedule = make_schedule(find_dataset(data), epochs=epochs, seed=seed)
     epsilon = None if adversarial is None else parse_epsilon(adversarial)
-    arguments = ["fragile-neurons", "train", "--model", model, "--data", data, "--epochs", str(epochs)]
-    arguments += ["--seed", str(seed)] + ([] if adversarial is None else ["--adversarial", adversarial])
+    arguments = ["fragile-neurons", "train", "--model", model, "--data", data]
+    arguments += ["--epochs", str(schedule.epochs), "--seed", str(seed)]
+    arguments += [] if adversarial is None else ["--adversarial", adversarial]
     steps = train_model(
         model,
         data,
         output=folder,
-        epochs=epochs,
+        schedule=schedule,
         adversarial=epsilon,
-        seed=seed,
         device=parse_device(device),
         command=shlex.join(arguments),
     )
     try:
-        with progress(f"training {model}", epochs) as advance:
+        with progress(f"training {model}", schedule.epochs) as advance:
             for step in steps:
                 done = step.epoch - (step.step < step.steps)
                 advance(done, f"epoch {step.epoch}, loss {step.loss:.4f}")
-                if done == epochs:
+                if done == schedule.epochs:
                     say("trained; now attacking it on the test images, which takes minutes")
     except KeyboardInterrupt as stop:
         stop.add_note("whole epochs are kept: the same command goes on from the last one")

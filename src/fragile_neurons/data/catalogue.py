@@ -2,53 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
-from fragile_neurons.data import mnist
+from fragile_neurons.data.arrays import load_npz
+from fragile_neurons.data.cifar10 import CIFAR10
+from fragile_neurons.data.dataset import Dataset
+from fragile_neurons.data.folders import list_images, load_folder
 from fragile_neurons.data.images import ImageData
+from fragile_neurons.data.mnist import FASHION_MNIST, MNIST
 from fragile_neurons.errors import InputError
 
 DEFAULT_LIMIT = 2_000
+EPSILONS = ("1/255", "2/255", "8/255")
 
 
-class Fetch(Protocol):
-    def __call__(self, say: Callable[[str], None], local: Path | None = None) -> None: ...
-
-
-@dataclass(frozen=True)
-class Dataset:
-    """A named data set: what it is, how to get it, how to load a split."""
-
-    name: str
-    title: str
-    classes: tuple[str, ...]
-    sizes: dict[str, int]
-    epsilons: tuple[str, ...]
-    licence: str
-    is_fetched: Callable[[], bool]
-    fetch: Fetch
-    load: Callable[[str], ImageData]
-
-
-CATALOGUE = {
-    dataset.name: dataset
-    for dataset in (
-        Dataset(
-            name=mnist.NAME,
-            title="MNIST, handwritten digits, 1 x 28 x 28",
-            classes=mnist.CLASSES,
-            sizes=mnist.SIZES,
-            epsilons=("0.05", "0.1", "0.2"),
-            licence="CC BY-SA 3.0",
-            is_fetched=mnist.is_fetched,
-            fetch=mnist.fetch,
-            load=mnist.load,
-        ),
-    )
-}
+CATALOGUE = {dataset.name: dataset for dataset in (MNIST, FASHION_MNIST, CIFAR10)}
 
 
 def find_dataset(name: str) -> Dataset:
@@ -57,17 +25,38 @@ def find_dataset(name: str) -> Dataset:
         raise InputError(
             "there is no such data set",
             given=name,
-            allowed=", ".join(CATALOGUE),
+            allowed=f"{', '.join(CATALOGUE)}, folder:PATH or npz:PATH",
             fix="see: fragile-neurons data list",
         )
     return CATALOGUE[name]
 
 
-def load_data(name: str, *, split: str = "test", limit: int | None = None, seed: int = 0) -> ImageData:
-    """Images of a named data set: a seeded stratified sample of `limit`, or all, in a seeded order.
+def load_data(
+    name: str,
+    *,
+    split: str = "test",
+    limit: int | None = None,
+    seed: int = 0,
+    resize: str | None = None,
+    skip_bad: bool = False,
+) -> ImageData:
+    """Images by name, `folder:PATH` or `npz:PATH`: a seeded stratified sample of `limit`, or all.
 
-    Raises InputError for an unknown name or split, a limit out of range, or data not yet fetched.
+    They come in a seeded order. resize ("32", "32x48") and skip_bad are for folders. Raises
+    InputError for an unknown name or split, a limit out of range, or data not fetched or not readable.
     """
+    kind, path = _kind_and_path(name)
+    if kind == "folder":
+        return load_folder(path, split=split, limit=limit, seed=seed, resize=resize, skip_bad=skip_bad)
+    if resize is not None or skip_bad:
+        raise InputError(
+            "resizing and skipping are for folders of images",
+            given=f"--resize or --skip-bad with {name}",
+            allowed="folder:PATH",
+            fix="leave the option out",
+        )
+    if kind == "npz":
+        return load_npz(path, split=split).sample(limit, seed)
     dataset = find_dataset(name)
     if split not in dataset.sizes:
         raise InputError(
@@ -77,3 +66,35 @@ def load_data(name: str, *, split: str = "test", limit: int | None = None, seed:
             fix="choose one of them with --split",
         )
     return dataset.load(split).sample(limit, seed)
+
+
+def count_images(name: str, split: str) -> int:
+    """How many images a split has, before any is left out."""
+    kind, path = _kind_and_path(name)
+    if kind == "folder":
+        return len(list_images(path, split)[-1])
+    if kind == "npz":
+        return len(load_npz(path, split=split))
+    return find_dataset(name).sizes.get(split, DEFAULT_LIMIT)
+
+
+def default_epsilons(name: str) -> tuple[str, ...]:
+    """The budgets to attack this data with where none are asked for."""
+    return find_dataset(name).epsilons if name in CATALOGUE else EPSILONS
+
+
+def absolute(name: str) -> str:
+    """The same data, named so that it is found from any folder."""
+    kind, path = _kind_and_path(name)
+    return f"{kind}:{path}" if kind else name
+
+
+def _kind_and_path(name: str) -> tuple[str, Path]:
+    kind, _, text = name.partition(":")
+    if kind not in ("folder", "npz"):
+        return "", Path()
+    if not text:
+        raise InputError(
+            "the path is missing", given=name, allowed="folder:PATH or npz:PATH", fix="e.g. folder:photos"
+        )
+    return kind, Path(text).expanduser().absolute()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -14,22 +14,37 @@ import torch
 from fragile_neurons.errors import InputError
 
 SMALLEST_LIMIT = 10
+HASHED_AT_ONCE = 256
+
+
+class Images(Protocol):
+    """An array, or what can be read as one part after the other."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def dtype(self) -> np.dtype[Any]: ...
+    def __len__(self) -> int: ...
+    def __getitem__(self, rows: Any, /) -> Any: ...
 
 
 @dataclass(frozen=True, eq=False)
 class ImageData:
     """Images with labels: `data[a:b]` gives float32 images in [0, 1] and int64 labels.
 
-    images: uint8 (n, channels, height, width), or float32 in [0, 1] of the same shape.
+    images: uint8 (n, channels, height, width), or float32 in [0, 1] of the same shape; an array, or
+    what slices to a part of itself and becomes one by np.asarray, as FolderImages does.
     labels: (n,) integers, places in `classes`. positions: (n,) places in the whole split.
+    excluded: files that were left out, and why.
     """
 
-    images: npt.NDArray[Any]
+    images: Images
     labels: npt.NDArray[np.int64]
     classes: tuple[str, ...]
     name: str = "arrays"
     split: str = "test"
     positions: npt.NDArray[np.int64] | None = None
+    excluded: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         _check(self.images, self.labels, self.classes)
@@ -52,7 +67,9 @@ class ImageData:
     @cached_property
     def sha256(self) -> str:
         """The checksum of the decoded images and labels, in this order."""
-        digest = hashlib.sha256(np.ascontiguousarray(self.images).tobytes())
+        digest = hashlib.sha256()
+        for start in range(0, len(self), HASHED_AT_ONCE):
+            digest.update(np.ascontiguousarray(self.images[start : start + HASHED_AT_ONCE]).tobytes())
         digest.update(self.labels.astype("<i8").tobytes())
         return digest.hexdigest()
 
@@ -65,16 +82,22 @@ class ImageData:
 
         The order is random so that a batch is a random sample too, whatever order a source has.
         """
-        if limit is None:
-            limit = len(self)
-        elif not SMALLEST_LIMIT <= limit <= len(self):
-            raise InputError(
-                "limit is out of range",
-                given=limit,
-                allowed=f"{SMALLEST_LIMIT} to {len(self)}, the images in {self.name} {self.split}",
-                fix="leave --limit out for the default, or give a number in the range",
-            )
-        return self.take(stratified_sample(self.labels, limit, seed))
+        return self.take(sample_rows(self.labels, limit, seed, f"{self.name} {self.split}"))
+
+
+def sample_rows(
+    labels: npt.NDArray[np.int64], limit: int | None, seed: int, source: str
+) -> npt.NDArray[np.int64]:
+    """Positions of a stratified sample of `limit` images, or of all; raises InputError out of range."""
+    smallest = min(SMALLEST_LIMIT, len(labels))
+    if limit is not None and not smallest <= limit <= len(labels):
+        raise InputError(
+            "limit is out of range",
+            given=limit,
+            allowed=f"{smallest} to {len(labels)}, the images in {source}",
+            fix="leave --limit out for the default, or give a number in the range",
+        )
+    return stratified_sample(labels, len(labels) if limit is None else limit, seed)
 
 
 def stratified_sample(labels: npt.NDArray[np.int64], size: int, seed: int) -> npt.NDArray[np.int64]:
@@ -96,21 +119,33 @@ def _seeded_order(count: int, seed: list[int]) -> npt.NDArray[np.int64]:
     return np.argsort(np.random.PCG64(np.random.SeedSequence(seed)).random_raw(count), kind="stable")
 
 
-def _check(images: npt.NDArray[Any], labels: npt.NDArray[Any], classes: tuple[str, ...]) -> None:
-    if images.ndim != 4 or images.dtype not in (np.uint8, np.float32):
+def _check(images: Images, labels: npt.NDArray[Any], classes: tuple[str, ...]) -> None:
+    if len(images.shape) != 4 or images.dtype not in (np.uint8, np.float32):
         raise InputError(
             "the images have the wrong shape or type",
             given=f"{images.dtype} {images.shape}",
             allowed="uint8, or float32 in [0, 1], of shape (n, channels, height, width)",
             fix="convert the array before handing it over",
         )
-    if images.dtype == np.float32 and images.size and not (images.min() >= 0 and images.max() <= 1):
+    if min(images.shape[1:3]) > images.shape[3] and images.shape[3] in (1, 3):
         raise InputError(
-            "the pixels lie outside [0, 1]",
-            given=f"{images.min():g} to {images.max():g}",
-            allowed="0 to 1; the normalisation belongs to the classifier",
-            fix="hand over unnormalised images, and mean and std to Classifier",
+            "the images have their channels last",
+            given=images.shape,
+            allowed="(n, channels, height, width)",
+            fix="hand over images.transpose(0, 3, 1, 2)",
         )
+    if images.dtype == np.float32 and len(images):
+        pixels = np.asarray(images)
+        low, high = float(pixels.min()), float(pixels.max())
+        if not (low >= 0 and high <= 1):
+            raise InputError(
+                "the pixels lie outside [0, 1]",
+                given=f"{low:g} to {high:g}",
+                allowed="0 to 1; the normalisation belongs to the classifier",
+                fix="divide by 255"
+                if low >= 0 and high > 2
+                else "hand over unnormalised images, and mean and std to Classifier",
+            )
     if labels.shape != images.shape[:1] or labels.dtype.kind not in "iu":
         raise InputError(
             "the labels do not fit the images",

@@ -3,32 +3,36 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import nn
 
-from fragile_neurons.classifier import Classifier
+from fragile_neurons.classifier import Classifier, parse_device
 from fragile_neurons.errors import InputError
-from fragile_neurons.models.architectures import mnist_cnn
+from fragile_neurons.models.architectures import mnist_cnn, resnet20
+from fragile_neurons.models.factories import make_own
+from fragile_neurons.models.published import SMALL, ForImages, build_published, is_published
+from fragile_neurons.models.weights import Weights, fit_weights, read_weights
 
 BUNDLED = Path(__file__).parent / "bundled"
+TORCHVISION = "torchvision"  # as --weights: fetch those that torchvision publishes
+RESNET20 = "resnet20"
 
 
 @dataclass(frozen=True)
 class Model:
-    """A named network: how to build it, its normalisation, and the data it is trained on."""
+    """A network that comes with weights: how to build it, its normalisation, the data it is trained on."""
 
     name: str
     build: Callable[[], nn.Module]
+    data: str
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    data: str
 
     @property
     def weights(self) -> Path:
@@ -41,70 +45,134 @@ class Model:
 
 
 MODELS = {
-    name: Model(name, mnist_cnn, mean=(0.1307,), std=(0.3081,), data="mnist")
-    for name in ("mnist-cnn", "mnist-cnn-robust")
+    model.name: model
+    for model in (
+        Model("mnist-cnn", mnist_cnn, "mnist", mean=(0.1307,), std=(0.3081,)),
+        Model("mnist-cnn-robust", mnist_cnn, "mnist", mean=(0.1307,), std=(0.3081,)),
+        Model(
+            "cifar10-resnet20",
+            resnet20,
+            "cifar10",
+            mean=(0.4914, 0.4822, 0.4465),
+            std=(0.2470, 0.2435, 0.2616),
+        ),
+    )
 }
-
-
-def find_model(name: str) -> Model:
-    """The model of this name; an InputError that lists all names otherwise."""
-    if name not in MODELS:
-        raise InputError(
-            "there is no such model", given=name, allowed=", ".join(MODELS), fix="see: fragile-neurons models"
-        )
-    return MODELS[name]
 
 
 def load_model(
     name: str,
     *,
+    data: ForImages | None = None,
     weights: str | Path | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     device: str | torch.device = "cpu",
 ) -> Classifier:
-    """A classifier by name, with its bundled weights or those of a safetensors file.
+    """A classifier by name: bundled, torchvision's, timm's, or a factory of one's own.
 
-    Raises InputError for an unknown name or weights that do not fit the network.
+    data: whose channels, size and classes torchvision's and timm's networks are built for. weights:
+    a file; for a torchvision name the word "torchvision" fetches what it publishes; needed unless
+    the weights are bundled or the factory's own. mean, std: the network's normalisation; by default
+    the one stored with the weights. Raises InputError for a name, file or device that does not do.
     """
-    model = find_model(name)
-    module = model.build()
-    _load_weights(module, Path(weights) if weights is not None else model.weights)
-    # channels_last is the faster layout of convolutions on most machines; values stay the same
-    module = module.to(device).to(memory_format=torch.channels_last)
-    mean, std = (mean, std) if mean is not None or std is not None else (model.mean, model.std)
+    place = parse_device(device)
+    if name in MODELS:
+        module, weights = MODELS[name].build(), MODELS[name].weights if weights is None else weights
+    elif name == RESNET20 or is_published(name):
+        if weights is None:
+            raise InputError(
+                f"{name} comes without weights",
+                given="no --weights",
+                allowed=f"a file of weights{', or the word torchvision' if _is_torchvision(name) else ''}",
+                fix="add --weights FILE; a network with random weights would prove nothing",
+            )
+        module = build(name, data)
+    else:
+        check_name(name)
+        module = make_own(name)
+    stored = None if weights is None else _stored(name, module, weights)
+    if mean is None and std is None:
+        if stored is not None and (stored.mean, stored.std) != (None, None):
+            mean, std = stored.mean, stored.std
+        elif name in MODELS:
+            mean, std = MODELS[name].mean, MODELS[name].std
+    module = module.to(place)
+    if name in MODELS or name == RESNET20 or _is_torchvision(name.removesuffix(SMALL)):
+        # the faster layout of convolutions on most machines; values stay the same, but a view in a
+        # network of one's own may not be able to read it
+        module = module.to(memory_format=torch.channels_last)
     return Classifier(module, mean=mean, std=std, name=name).eval()
 
 
-def untrained_model(name: str) -> Classifier:
-    """The network of this name with fresh weights, for training."""
-    model = find_model(name)
-    return Classifier(model.build(), mean=model.mean, std=model.std, name=name)
+def build(name: str, data: ForImages | None) -> nn.Module:
+    """The architecture of this name with fresh weights, for the data's channels, size and classes."""
+    if name in MODELS:
+        return MODELS[name].build()
+    if name == RESNET20:
+        return resnet20() if data is None else resnet20(len(data.classes), data.images.shape[1])
+    check_name(name)
+    return build_published(name, data)
 
 
-def _load_weights(module: nn.Module, path: Path) -> None:
-    expected = module.state_dict()
-    try:
-        weights = load_file(path)
-    except (OSError, SafetensorError) as error:
+def check_name(name: str) -> None:
+    """Raise InputError, with all kinds of names, for one that is of no kind."""
+    if not (name in MODELS or name == RESNET20 or ":" in name or is_published(name)):
         raise InputError(
-            "the weights cannot be read",
-            given=f"{path}: {' '.join(str(error).split())}",
-            allowed="a safetensors file",
-            fix="check the path and the file",
-        ) from None
-    shapes = {key: tuple(tensor.shape) for key, tensor in weights.items()}
-    differing = [key for key in sorted({*expected, *shapes}) if _shape(expected, key) != shapes.get(key)]
-    if differing:
-        key = differing[0]
-        raise InputError(
-            "the weights do not fit the network",
-            given=f"{path} with {key}: {shapes.get(key, 'missing')}; {len(differing) - 1} more differ",
-            allowed=f"{key}: {_shape(expected, key) if key in expected else 'not in this network'}",
-            fix="choose the model that these weights were trained as",
+            "there is no such model",
+            given=name,
+            allowed=f"{', '.join(MODELS)}, {RESNET20}, a torchvision name such as resnet18 or "
+            "resnet18:small, timm:NAME, package.module:factory, path/file.py:factory",
+            fix="see: fragile-neurons models; a network handed over in Python is run with fn.analyze again",
         )
-    module.load_state_dict(weights)
 
 
-def _shape(weights: dict[str, torch.Tensor], key: str) -> tuple[int, ...] | None:
-    return tuple(weights[key].shape) if key in weights else None
+def default_data(name: str) -> str:
+    """The data that a bundled network was trained on; raises InputError for another model."""
+    if name not in MODELS:
+        check_name(name)
+        raise InputError(
+            f"it is not known which images {name} is for",
+            given="no --data",
+            allowed="a data set by name, folder:PATH or npz:PATH",
+            fix="add --data, e.g. --data cifar10",
+        )
+    return MODELS[name].data
+
+
+def _stored(name: str, module: nn.Module, weights: str | Path) -> Weights:
+    if str(weights) == TORCHVISION and not Path(weights).exists():
+        return _fetched(name, module)
+    stored = read_weights(Path(os.path.expanduser(weights)))
+    fit_weights(module, stored, weights)
+    return stored
+
+
+def _fetched(name: str, module: nn.Module) -> Weights:
+    if not _is_torchvision(name):
+        raise InputError(
+            f"torchvision has no weights for {name}",
+            given=f"--weights {TORCHVISION}",
+            allowed="the name of a torchvision model, without :small",
+            fix="add --weights FILE",
+        )
+    from torchvision import models
+
+    published = models.get_model_weights(name).DEFAULT
+    try:
+        tensors = published.get_state_dict(progress=False, check_hash=True, weights_only=True)
+    except Exception as error:  # a download fails with anything from URLError to RuntimeError
+        raise InputError(
+            f"torchvision's weights for {name} cannot be fetched",
+            given=" ".join(str(error).split())[:300],
+            allowed=f"a reachable {published.url.rpartition('/')[2]}",
+            fix="fetch the file elsewhere and give it: --weights FILE",
+        ) from None
+    preprocessing = published.transforms()
+    weights = Weights(dict(tensors), tuple(preprocessing.mean), tuple(preprocessing.std))
+    fit_weights(module, weights, published.url)
+    return weights
+
+
+def _is_torchvision(name: str) -> bool:
+    return is_published(name) and ":" not in name

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy.typing as npt
@@ -20,6 +19,7 @@ from fragile_neurons.classifier import Classifier
 from fragile_neurons.data.catalogue import load_data
 from fragile_neurons.data.images import ImageData
 from fragile_neurons.errors import InputError
+from fragile_neurons.honesty import observe_inputs
 from fragile_neurons.models.loading import load_model
 from fragile_neurons.norms import parse_epsilons
 from fragile_neurons.runs.plan import Unit
@@ -56,14 +56,22 @@ class Subject:
 
 def open_spec(spec: Spec) -> Subject:
     """Load what a spec names, and hold it against what an earlier probe found."""
+    data = load_data(
+        spec.data,
+        split=spec.split,
+        limit=spec.limit,
+        seed=spec.seed,
+        resize=spec.resize,
+        skip_bad=spec.skip_bad,
+    )
     classifier = load_model(
         spec.model,
-        weights=None if spec.weights is None else Path(spec.weights),
+        data=data,
+        weights=spec.weights,
         mean=spec.mean,
         std=spec.std,
         device=spec.device,
     )
-    data = load_data(spec.data, split=spec.split, limit=spec.limit, seed=spec.seed)
     return open_subject(spec, classifier, data)
 
 
@@ -75,6 +83,7 @@ def open_subject(spec: Spec, classifier: Classifier, data: ImageData) -> Subject
         )
     found = Found(
         images=len(data),
+        excluded=data.excluded,
         data_sha256=data.sha256,
         weights_sha256=classifier.sha256(),
         layers=tuple(
@@ -105,6 +114,8 @@ def execute_unit(subject: Subject, unit: Unit) -> Arrays:
     spec, epsilons = subject.spec, parse_epsilons(subject.spec.epsilons)
     span = {"batch_size": spec.batch_size, "start": unit.start, "stop": unit.stop}
     with threads(spec.threads):
+        if unit.kind == "inputs":
+            return observe_inputs(subject.classifier, subject.data, images=unit.stop)
         if unit.kind == "predictions":
             return vars(observe_predictions(subject.classifier, subject.data, epsilons, **span))
         if unit.kind == "disturbances":

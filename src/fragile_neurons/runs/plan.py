@@ -8,6 +8,7 @@ from itertools import pairwise
 from typing import Literal
 
 from fragile_neurons.analysis.selection import Selection
+from fragile_neurons.honesty import CHECKED_IMAGES
 
 BATCHES_PER_UNIT = 4
 NEURONS_PER_UNIT = 8
@@ -15,9 +16,9 @@ NEURONS_PER_UNIT = 8
 
 @dataclass(frozen=True)
 class Unit:
-    """One piece of work: predictions, disturbances, or drops of some channels, on images start to stop."""
+    """One piece of work on images start to stop: checks of the inputs, predictions, disturbances, drops."""
 
-    kind: Literal["predictions", "disturbances", "drops"]
+    kind: Literal["inputs", "predictions", "disturbances", "drops"]
     start: int
     stop: int
     layer: str = ""
@@ -45,6 +46,7 @@ def make_plan(
 
 
 def _units(selection: Selection, images: int, images_per_unit: int, neurons_per_unit: int) -> Iterator[Unit]:
+    yield Unit("inputs", 0, min(images, CHECKED_IMAGES))
     edges = [*range(0, images, images_per_unit), images]
     for start, stop in pairwise(edges):
         yield Unit("predictions", start, stop)

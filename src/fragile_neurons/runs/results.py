@@ -11,7 +11,9 @@ from fragile_neurons.analysis.dropout import Dropout, summarise_dropout
 from fragile_neurons.analysis.robustness import Predictions, RobustAccuracy
 from fragile_neurons.analysis.targeting import Targeting, summarise_targeting
 from fragile_neurons.analysis.verdicts import Rule
+from fragile_neurons.honesty import check_inputs
 from fragile_neurons.norms import parse_epsilons
+from fragile_neurons.probe import Check
 from fragile_neurons.runs.execute import Arrays, Subject
 from fragile_neurons.runs.ledger import Ledger
 from fragile_neurons.sweeps.dropped import Dropped
@@ -26,6 +28,7 @@ class Results:
     dropout: Dropout
     targeting: Targeting
     relation: Relation
+    checks: tuple[Check, ...]
 
 
 def collect_results(subject: Subject, ledger: Ledger) -> Results:
@@ -60,6 +63,7 @@ def collect_results(subject: Subject, ledger: Ledger) -> Results:
         relation=summarise_relation(
             selection, predictions, dropped, observed, dropout, targeting, seed=spec.seed
         ),
+        checks=selection.checks + check_inputs(stored["inputs"][0], subject.data.classes),
     )
 
 

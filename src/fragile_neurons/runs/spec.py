@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import tomllib
 from pathlib import Path
 from typing import Literal
@@ -42,6 +43,7 @@ class Found(_Frozen):
     """What the probe found when the run was planned; the run is refused if it ever differs."""
 
     images: int
+    excluded: tuple[str, ...] = ()
     data_sha256: str
     weights_sha256: str
     layers: tuple[FoundLayer, ...]
@@ -59,6 +61,8 @@ class Spec(_Frozen):
     data: str
     split: str = "test"
     limit: int
+    resize: str | None = None
+    skip_bad: bool = False
     layer: str = "first"
     neurons: str = "all"
     site: Literal["conv", "norm", "act"] = "conv"
@@ -87,7 +91,8 @@ class Spec(_Frozen):
     @property
     def run_name(self) -> str:
         """The default name of the run's folder."""
-        stem = f"{self.model}-{self.data}-{self.digest[:8]}"
+        model, data = (re.split(r"[/\\\\:]", text)[-1][-40:] for text in (self.model, self.data))
+        stem = f"{model}-{data}-{self.digest[:8]}"
         return "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in stem)
 
     def to_toml(self) -> str:

@@ -36,7 +36,13 @@ def make_summary(subject: Subject, results: Results) -> dict[str, Any]:
             "weights_sha256": subject.classifier.sha256(),
             "parameters": sum(parameter.numel() for parameter in subject.classifier.parameters()),
         },
-        "data": {"name": data.name, "split": data.split, "n": len(data), "sha256": data.sha256},
+        "data": {
+            "name": data.name,
+            "split": data.split,
+            "n": len(data),
+            "sha256": data.sha256,
+            "excluded": list(data.excluded),
+        },
         "layers": [
             {
                 "name": layer.name,
@@ -62,7 +68,7 @@ def make_summary(subject: Subject, results: Results) -> dict[str, Any]:
         "correlation": [_pair(pair) for pair in results.relation.pairs],
         "precision": _precision(results.relation),
         "hardening": None,
-        "checks": [vars(check) for check in selection.checks],
+        "checks": [vars(check) for check in results.checks],
     }
     cleaned: dict[str, Any] = without_nan(summary)
     return cleaned

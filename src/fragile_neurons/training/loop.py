@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,18 @@ from fragile_neurons.errors import InputError
 Loss = Callable[[torch.Tensor, torch.Tensor, torch.Generator], torch.Tensor]
 
 
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "AdamW": torch.optim.AdamW,
+    "SGD": partial(torch.optim.SGD, momentum=0.9, nesterov=True),
+}
+
+
 @dataclass(frozen=True)
 class Schedule:
-    """AdamW under a one-cycle learning rate (Smith 2018)."""
+    """An optimizer under a one-cycle learning rate (Smith 2018)."""
 
     epochs: int
+    optimizer: str = "AdamW"
     batch_size: int = 128
     peak_learning_rate: float = 3e-3
     weight_decay: float = 1e-4
@@ -52,7 +60,7 @@ def fit(
     A checkpoint of the same schedule and purpose is continued from its last whole epoch, to the
     same result; a checkpoint of another one raises InputError. The module is left in train mode.
     """
-    optimizer = torch.optim.AdamW(
+    optimizer = OPTIMIZERS[schedule.optimizer](
         module.parameters(), lr=schedule.peak_learning_rate, weight_decay=schedule.weight_decay
     )
     steps = len(data) // schedule.batch_size

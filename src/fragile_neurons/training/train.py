@@ -9,6 +9,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import save_file
 
@@ -16,12 +17,13 @@ from fragile_neurons.analysis.robustness import Accuracy, robust_accuracy
 from fragile_neurons.classifier import Classifier
 from fragile_neurons.data.catalogue import find_dataset, load_data
 from fragile_neurons.data.images import ImageData
-from fragile_neurons.models.loading import untrained_model
+from fragile_neurons.models.loading import build
 from fragile_neurons.norms import format_epsilon
 from fragile_neurons.training.loop import Progress, Schedule, fit
-from fragile_neurons.training.recipes import adversarial_loss, standard_loss
+from fragile_neurons.training.recipes import adversarial_loss, augmented, standard_loss
 
 WEIGHTS, CARD, CHECKPOINT = "weights.safetensors", "card.json", "checkpoint.pt"
+PGD_IMAGES = 2_000
 
 
 def train_model(
@@ -29,9 +31,8 @@ def train_model(
     dataset: str,
     *,
     output: Path,
-    epochs: int,
+    schedule: Schedule,
     adversarial: Fraction | None = None,
-    seed: int = 0,
     device: str | torch.device = "cpu",
     command: str,
 ) -> Iterator[Progress]:
@@ -39,20 +40,23 @@ def train_model(
 
     An interrupted training continues from its checkpoint, to the same weights.
     """
-    data, test = load_data(dataset, split="train", seed=seed), load_data(dataset, split="test", seed=seed)
-    torch.manual_seed(seed)
-    classifier = untrained_model(model)
+    known = find_dataset(dataset)
+    data, test = (load_data(dataset, split=split, seed=schedule.seed) for split in ("train", "test"))
+    torch.manual_seed(schedule.seed)
+    classifier = Classifier(build(model, data), mean=known.mean, std=known.std, name=model)
     classifier.to(device)
     classifier.module.to(memory_format=torch.channels_last)
     output.mkdir(parents=True, exist_ok=True)
     loss = standard_loss(classifier) if adversarial is None else adversarial_loss(classifier, adversarial)
+    if known.mirrors:
+        loss = augmented(loss)
     purpose = {"model": model, "adversarial": "no" if adversarial is None else format_epsilon(adversarial)}
-    schedule = Schedule(epochs=epochs, seed=seed)
     yield from fit(classifier.module, loss, data, schedule, checkpoint=output / CHECKPOINT, purpose=purpose)
     weights = {
         key: tensor.detach().cpu().contiguous() for key, tensor in classifier.module.state_dict().items()
     }
-    save_file(weights, output / WEIGHTS)
+    normalisation = {"mean": json.dumps(known.mean), "std": json.dumps(known.std)}
+    save_file(weights, output / WEIGHTS, metadata=normalisation)
     card = make_card(classifier, data, test, adversarial=adversarial, command=command)
     (output / CARD).write_text(json.dumps(card, indent=2) + "\n")
 
@@ -62,14 +66,15 @@ def make_card(
 ) -> dict[str, Any]:
     """What a reader of a model card wants: accuracies with n and interval, data, command, versions.
 
-    FGSM over the data's grid of epsilons; PGD, which takes long, at the epsilon of the training or
-    else at the middle of the grid.
+    FGSM over the data's grid of epsilons; PGD, which takes long, on the first images (they lie in a
+    random order) at the epsilon of the training or else at the middle of the grid.
     """
     grid = sorted(Fraction(epsilon) for epsilon in find_dataset(test.name).epsilons)
     strong = grid[len(grid) // 2] if adversarial is None else adversarial
+    few = test.take(np.arange(min(PGD_IMAGES, len(test))))
     attacks = {
         "fgsm": robust_accuracy(classifier, test, attack="fgsm", epsilons=[0, *sorted({*grid, strong})]),
-        "pgd": robust_accuracy(classifier, test, attack="pgd", epsilons=[strong]),
+        "pgd": robust_accuracy(classifier, few, attack="pgd", epsilons=[strong]),
     }
     described = {"fgsm": "FGSM", "pgd": "PGD, 20 steps of epsilon/8, 5 restarts"}
     return {

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
 
+from fragile_neurons.errors import InputError
 from fragile_neurons.runs.execute import Subject, execute_unit
 from fragile_neurons.runs.ledger import Ledger
+from fragile_neurons.runs.plan import Unit
 
 
-def run_units(subject: Subject, ledger: Ledger, advance: Callable[[int, str], None]) -> None:
-    """Compute and store every pending unit; `advance` hears how many are done, and which comes next."""
-    pending = ledger.pending()
-    done = len(ledger.units()) - len(pending)
-    for unit in pending:
-        advance(done, unit.id)
-        ledger.record(unit, execute_unit(subject, unit))
-        done += 1
-    advance(done, "" if pending else "all of them before")
+def run_units(subject: Subject, ledger: Ledger) -> Iterator[Unit]:
+    """Compute and store every pending unit; yields each when it is stored.
+
+    Raises InputError where the network fails, as for want of memory; what is stored stays.
+    """
+    for unit in ledger.pending():
+        try:
+            arrays = execute_unit(subject, unit)
+        except (RuntimeError, MemoryError) as error:
+            raise InputError(
+                "the network failed in the middle of the run",
+                given=f"{unit.id}: {type(error).__name__}: {' '.join(str(error).split())[:300]}",
+                allowed=f"batches of {subject.spec.batch_size} images",
+                fix="if they are too many at once, start again with a smaller --batch-size",
+            ) from error
+        ledger.record(unit, arrays)
+        yield unit
