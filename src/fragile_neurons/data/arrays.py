@@ -44,7 +44,9 @@ def load_npz(path: Path, *, split: str) -> ImageData:
         names = arrays["classes"].ravel()
         if len(names) > MOST_CLASSES:
             raise _unusable("there are too many classes", f"{len(names):,} in {path}")
-        classes = tuple(one.decode("utf-8", "replace") if isinstance(one, bytes) else str(one) for one in names)
+        classes = tuple(
+            one.decode("utf-8", "replace") if isinstance(one, bytes) else str(one) for one in names
+        )
     elif labels.min() == 1:
         raise InputError(
             "no image has label 0",

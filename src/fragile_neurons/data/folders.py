@@ -149,7 +149,7 @@ def parse_size(text: str) -> Size:
 
 
 def _split_folder(path: Path, split: str) -> Path:
-    if not path.is_dir():
+    if not os.path.isdir(path):  # unlike Path.is_dir, also answers for a name that is too long
         raise InputError(
             "there is no such folder",
             given=path,
@@ -170,7 +170,7 @@ def _split_folder(path: Path, split: str) -> Path:
 
 def _folders(root: Path) -> list[str]:
     names = []
-    for entry in os.scandir(root):
+    for entry in list(os.scandir(root)):  # all at once, so that an error leaves nothing open
         if os.path.isdir(entry.path) and not entry.name.startswith("."):
             if not _is_text(entry.name) or (entry.is_symlink() and not _is_inside(root, Path(entry.path))):
                 raise InputError(
