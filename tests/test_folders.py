@@ -1,6 +1,4 @@
 import os
-import subprocess
-import sys
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -222,7 +220,8 @@ def test_no_images_at_all_are_refused(tmp_path: Path, folders: tuple[str, ...]) 
 def palette(path: Path, colours: np.ndarray) -> None:
     image = Image.fromarray(colours).quantize(16)
     image.save(path)
-    assert Image.open(path).mode == "P"
+    with Image.open(path) as saved:
+        assert saved.mode == "P"
 
 
 def test_grey_and_colour_together_become_colour(root: Path) -> None:
@@ -365,13 +364,14 @@ def test_a_file_that_cannot_be_used_is_named_with_its_reason_or_left_out(root: P
 
 def test_skipping_leaves_the_places_of_the_others_unchanged(root: Path) -> None:
     whole = load(root)
+    decoded = pixels(whole)
     (root / "cat" / "1.png").write_bytes(b"damaged")
     (root / "dog" / "0.png").write_bytes(b"damaged")
     data = load(root, skip_bad=True)
     kept = ~np.isin(whole.indices, [1, 4])  # cats are 0 to 3, dogs 4 to 6
     assert np.array_equal(data.indices, whole.indices[kept])
     assert np.array_equal(data.labels, whole.labels[kept])
-    assert np.array_equal(pixels(data), pixels(whole)[kept])
+    assert np.array_equal(pixels(data), decoded[kept])
     assert sorted(text.split(":")[0] for text in data.excluded) == ["cat/1.png", "dog/0.png"]
     assert whole.excluded == ()
 
@@ -537,40 +537,6 @@ def test_an_image_that_changed_since_is_said(root: Path, tmp_path: Path, change:
         match=r"has changed since the run was planned\n.*cat/0\.png: .*\n.*as they were\n.*new run",
     ):
         data[:]
-
-
-GROWTH = """
-import resource, sys
-import torch
-from fragile_neurons import load_data
-from fragile_neurons.data.batches import batches
-
-def used():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-
-data = load_data(f"folder:{sys.argv[1]}", limit=512)
-for batch in batches(data, 128, torch.device("cpu")):
-    pass
-data.sha256
-before = used()
-data = load_data(f"folder:{sys.argv[1]}")
-for batch in batches(data, 128, torch.device("cpu")):
-    pass
-data.sha256
-print(len(data), data.images.shape[1:], used() - before)
-"""
-
-
-def test_memory_does_not_grow_with_the_images(tmp_path: Path) -> None:
-    save(tmp_path / "a" / "0.png", np.full((128, 128, 3), 77, np.uint8), compress_level=1)
-    for number in range(1, 3_200):
-        os.link(tmp_path / "a" / "0.png", tmp_path / "a" / f"{number}.png")
-    finished = subprocess.run(
-        [sys.executable, "-c", GROWTH, tmp_path], capture_output=True, text=True, check=True
-    )
-    count, *shape, growth = finished.stdout.replace("(", "").replace(")", "").replace(",", "").split()
-    assert (count, shape) == ("3200", ["3", "128", "128"])  # 157 MB of pixels, 629 MB as floats
-    assert int(growth) < 60 * 1024
 
 
 def test_twenty_thousand_small_files_are_listed_without_opening_them(

@@ -53,8 +53,8 @@ def trained(mean: float, std: float, order: tuple[int, int, int] = (0, 1, 2)) ->
     )
     images, labels = shades(96, seed=1)[:]
     targets = torch.tensor(order)[labels]
-    optimizer = torch.optim.Adam(network.parameters(), 0.05)
-    for _ in range(150):
+    optimizer = torch.optim.Adam(network.parameters(), 0.02)
+    for _ in range(300):
         optimizer.zero_grad()
         logits = network((images - mean) / std)
         nn.functional.cross_entropy(logits, targets).backward()  # type: ignore[no-untyped-call]
@@ -69,7 +69,7 @@ def network() -> nn.Module:
 
 
 def checks_of(classifier: Classifier, data: ImageData = DATA) -> dict[str, Check]:
-    return by_name(check_inputs(observe_inputs(classifier, data, images=256), data.classes))
+    return by_name(check_inputs(observe_inputs(classifier, data, images=min(256, len(data))), data.classes))
 
 
 def by_name(checks: tuple[Check, ...]) -> dict[str, Check]:
@@ -262,9 +262,9 @@ def test_chance_is_left_behind_at_twice_of_it(classes: int, needed: float) -> No
         pytest.param(hand(300, other=319), "pass", id="gain just below 0.05"),
         pytest.param(hand(300, other=321), "fail", id="gain just above 0.05"),
         pytest.param(hand(300, other=280), "pass", id="worse"),
-        pytest.param(hand(80, n=100, other=90), "fail", id="one reading, p 2^-9 = 0.002 at 10")
-        if False
-        else pytest.param(hand(80, n=100, other=90), "pass", id="one reading, 10 more, p = 2^-9"),
+        pytest.param(hand(80, n=100, other=90), "pass", id="one reading, 10 more, p = 2^-9"),
+        pytest.param(hand(0, other=199), "pass", id="hardly more than chance"),
+        pytest.param(hand(0, other=200), "fail", id="twice chance"),
         pytest.param(hand(80, n=100, other=91), "fail", id="one reading, 11 more, p = 2^-10"),
         pytest.param(hand(80, n=100, a=91, b=80), "pass", id="two readings, p = 2 * 2^-10"),
         pytest.param(hand(80, n=100, a=92, b=80), "fail", id="two readings, p = 2 * 2^-11"),
@@ -286,7 +286,8 @@ def test_a_gain_that_costs_as_much_elsewhere_is_not_sure() -> None:
     label = observed[LABEL]
     observed["other"] = np.where(np.arange(400) >= 188, label, (label + 1) % 4)
     check = by_name(check_inputs(observed, FOUR))["normalisation"]
-    assert (check.status, check.value) == ("pass", pytest.approx(0.06))
+    assert check.status == "pass"
+    assert check.value == pytest.approx(0.06)
 
 
 def shuffled(right: int, *, after: int, n: int = 400) -> Arrays:
@@ -314,7 +315,8 @@ def test_another_order_must_be_much_better(right: int, after: int, status: str) 
     assert int((observed[GIVEN] == observed[LABEL]).sum()) == right
     assert int((np.array([0, 1, 3, 2])[observed[GIVEN]] == observed[LABEL]).sum()) == after
     check = by_name(check_inputs(observed, FOUR))["class order"]
-    assert (check.status, check.value) == (status, pytest.approx((after - right) / 400))
+    assert check.status == status
+    assert check.value == pytest.approx((after - right) / 400)
     assert ("output 2 is 'd', output 3 is 'c'" in check.meaning) == (status == "fail")
 
 
@@ -377,10 +379,11 @@ def test_of_random_predictions_no_order_gains_on_average() -> None:
 def test_an_order_that_makes_little_right_is_no_order() -> None:
     # a network of two or three classes finds some of them by chance, under whatever name
     label = np.arange(300) % 3
-    given = np.where(np.arange(300) % 10 < 5, (label + 1) % 3, np.random.default_rng(0).integers(0, 3, 300))
+    given = np.where(np.arange(300) % 10 < 6, (label + 1) % 3, np.random.default_rng(0).integers(0, 3, 300))
     check = by_name(check_inputs({LABEL: label, GIVEN: given, "other": given}, CLASSES))["class order"]
     assert check.value > 0.4
-    assert check.status == "fail" if check.value + (given == label).mean() >= 2 / 3 else "pass"
+    assert check.value + (given == label).mean() >= 2 / 3
+    assert check.status == "fail"
     guess = np.where(np.arange(300) % 10 < 3, (label + 1) % 3, np.random.default_rng(0).integers(0, 3, 300))
     check = by_name(check_inputs({LABEL: label, GIVEN: guess, "other": guess}, CLASSES))["class order"]
     assert check.value > 0.2

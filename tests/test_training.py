@@ -573,7 +573,7 @@ def test_sgd_takes_nesterovs_step(small_data: ImageData, tmp_path: Path) -> None
     """The first step of Nesterov momentum from rest: the gradient, and momentum times it once more."""
     torch.manual_seed(0)
     module = nn.Sequential(nn.Flatten(), nn.Linear(64, 3, bias=False))
-    schedule = Schedule(epochs=2, optimizer="SGD", batch_size=40, peak_learning_rate=0.5, weight_decay=0.01)
+    schedule = Schedule(epochs=10, optimizer="SGD", batch_size=40, peak_learning_rate=0.5, weight_decay=0.01)
     before = [parameter.detach().clone() for parameter in module.parameters()]
     images, labels = small_data[:]
     gradient = torch.autograd.grad(

@@ -51,7 +51,7 @@ def check_inputs(observed: Arrays, classes: tuple[str, ...]) -> tuple[Check, ...
     right = {name: values == label for name, values in observed.items() if name != LABEL}
     return (
         _above_chance(right[GIVEN], len(classes)),
-        _normalisation(right),
+        _normalisation(right, len(classes)),
         _class_order(observed[GIVEN], label, classes),
     )
 
@@ -75,12 +75,14 @@ def _enough(classes: int) -> float:
     return min(TIMES_CHANCE / classes, (1 + 1 / classes) / 2)
 
 
-def _normalisation(right: dict[str, npt.NDArray[np.bool_]]) -> Check:
+def _normalisation(right: dict[str, npt.NDArray[np.bool_]], classes: int) -> Check:
     given = right[GIVEN]
     others = {name: values for name, values in right.items() if name != GIVEN}
     gain, best = max((float(values.mean() - given.mean()), name) for name, values in others.items())
     lost, gained = int((given & ~others[best]).sum()), int((others[best] & ~given).sum())
-    if gain < BETTER or float(mcnemar(lost, gained)) * len(others) > SURE:
+    sure = float(mcnemar(lost, gained)) * len(others) <= SURE
+    # chance is better than a network whose classes are in another order
+    if gain < BETTER or not sure or others[best].mean() < _enough(classes):
         return Check(
             "normalisation", "pass", gain, "no other normalisation makes the network right on more images"
         )

@@ -127,8 +127,8 @@ def _refuse_zip_tricks(path: Path) -> None:
 
 
 def _read_torch(path: Path) -> Weights:
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        if any(content.find(name) >= 0 for name in GROWING):
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as whole:
+        if any(whole.find(name) >= 0 for name in GROWING):
             raise _unreadable(path, "it holds bytes beside its tensors, which could fill the memory")
     # first without any memory for values: what a file claims is held against what it has
     with FakeTensorMode(), path.open("rb") as file:
@@ -140,9 +140,9 @@ def _read_torch(path: Path) -> Weights:
     for key, one in claimed.items():
         if one.layout != torch.strided or one.numel() * one.element_size() > one.untyped_storage().nbytes():
             raise _unreadable(path, f"{key} claims {tuple(one.shape)}, more values than it stores")
-    return Weights(
-        _without_prefix(_state_dict(torch.load(path, map_location="cpu", weights_only=True), path))
-    )
+    with path.open("rb") as file:  # given the path, torch would go by its ending
+        content = torch.load(file, map_location="cpu", weights_only=True)
+    return Weights(_without_prefix(_state_dict(content, path)))
 
 
 class _Limited(io.RawIOBase):
