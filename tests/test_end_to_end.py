@@ -15,6 +15,7 @@ from torch import nn
 
 import fragile_neurons as fn
 from fragile_neurons.analysis.selection import probed_layers
+from fragile_neurons.cli import app
 from fragile_neurons.interventions import drop, intervening
 from fragile_neurons.models.loading import build
 from fragile_neurons.neurons import Layer
@@ -110,7 +111,6 @@ def test_a_run_of_relative_paths_is_found_again_from_another_folder(
 
 ARCHITECTURES = (
     "resnet18",
-    "resnet18:small",
     "resnet20",
     "resnet50",
     "squeezenet1_1",
@@ -142,12 +142,9 @@ def test_every_named_architecture_is_analysed_with_weights_from_a_file(name: str
     classifier = fn.load_model(name, data=data, weights=weights)
     chosen = picked(probed_layers(classifier, data)[0])
     for layer in chosen:
-        command = [sys.executable, "-c", "from fragile_neurons.cli import main; main()", "analyze"]
-        command += ["--model", name, "--weights", str(weights), "--data", f"npz:{tmp_path / 'data.npz'}"]
-        command += ["--limit", "10", "--neurons", "8", "--epsilons", "2/255", "--layer", layer.name]
-        command += ["--output", str(tmp_path / layer.name)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
+        command = ["analyze", "--model", name, "--weights", str(weights), "--limit", "10", "--neurons", "8"]
+        command += ["--data", f"npz:{tmp_path / 'data.npz'}", "--epsilons", "2/255", "--layer", layer.name]
+        assert app([*command, "--output", str(tmp_path / layer.name)], standalone_mode=False) in (None, 0)
         run = fn.open_run(tmp_path / layer.name)
         rows = run.neurons.to_pylist()
         assert len(rows) == 8

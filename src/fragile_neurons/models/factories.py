@@ -76,8 +76,14 @@ def _importing_from(folder: Path) -> Iterator[None]:
     finally:
         sys.path[:] = paths
         for name in set(sys.modules) - known:
-            origin = getattr(getattr(sys.modules[name], "__spec__", None), "origin", None) or ""
-            if origin.startswith(os.path.join(folder, name.partition(".")[0])):
+            spec = getattr(sys.modules[name], "__spec__", None)
+            # a folder without __init__.py is a package too, but has no origin
+            places = [
+                getattr(spec, "origin", None),
+                *(getattr(spec, "submodule_search_locations", None) or ()),
+            ]
+            within = os.path.join(folder, name.partition(".")[0])
+            if any(place is not None and place.startswith(within) for place in places):
                 del sys.modules[name]
 
 

@@ -15,6 +15,10 @@ RGB = 3
 # torchvision's constructors that need more than the number of classes
 WITHOUT_AUXILIARY = {"aux_logits": False, "init_weights": True}
 EXTRA: dict[str, dict[str, Any]] = {"googlenet": WITHOUT_AUXILIARY, "inception_v3": WITHOUT_AUXILIARY}
+OPTIONS = (
+    *("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups"),
+    "padding_mode",
+)
 
 
 class HasShape(Protocol):
@@ -137,10 +141,7 @@ def _make_small(module: nn.Module, name: str) -> None:
 
 
 def _like(old: nn.Conv2d, **changed: Any) -> nn.Conv2d:
-    kept = {
-        name: getattr(old, name)
-        for name in ("in_channels", "out_channels", "kernel_size", "stride", "padding", "groups")
-    }
+    kept = {name: getattr(old, name) for name in OPTIONS}
     return nn.Conv2d(**{**kept, "bias": old.bias is not None, **changed})
 
 

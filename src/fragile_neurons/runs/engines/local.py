@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from fragile_neurons.errors import InputError
+from fragile_neurons.errors import FragileNeuronsError, InputError
 from fragile_neurons.runs.execute import Subject, execute_unit
 from fragile_neurons.runs.ledger import Ledger
 from fragile_neurons.runs.plan import Unit
@@ -13,14 +13,16 @@ from fragile_neurons.runs.plan import Unit
 def run_units(subject: Subject, ledger: Ledger) -> Iterator[Unit]:
     """Compute and store every pending unit; yields each when it is stored.
 
-    Raises InputError where the network fails, as for want of memory; what is stored stays.
+    Raises InputError where one fails, as for want of memory; what is stored stays.
     """
     for unit in ledger.pending():
         try:
             arrays = execute_unit(subject, unit)
-        except (RuntimeError, MemoryError) as error:
+        except (FragileNeuronsError, OSError):
+            raise
+        except Exception as error:  # a network of somebody else's raises what it likes
             raise InputError(
-                "the network failed in the middle of the run",
+                "a unit of work failed",
                 given=f"{unit.id}: {type(error).__name__}: {' '.join(str(error).split())[:300]}",
                 allowed=f"batches of {subject.spec.batch_size} images",
                 fix="if they are too many at once, start again with a smaller --batch-size",
