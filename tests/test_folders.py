@@ -1,4 +1,6 @@
 import os
+import subprocess
+import sys
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -557,3 +559,59 @@ def test_twenty_thousand_small_files_are_listed_without_opening_them(
     data = load(tmp_path, limit=100)
     assert len(opened) == 100  # each of the sample once, the others never
     assert np.bincount(data.labels).tolist() == [10] * 10
+
+
+def test_classes_beside_splits_are_refused_and_one_class_named_train_is_not(tmp_path: Path) -> None:
+    for name in ("train", "bus"):
+        save(tmp_path / name / "0.png", noise(4, 4))
+    assert load_data(f"folder:{tmp_path}").classes == ("bus", "train")
+    save(tmp_path / "val" / "0.png", noise(4, 4))
+    with pytest.raises(InputError, match=r"mixes splits and classes\n.*bus, train, val"):
+        load_data(f"folder:{tmp_path}")
+
+
+def test_a_photograph_with_a_preview_behind_it_is_the_photograph(tmp_path: Path) -> None:
+    pixels = np.full((8, 8, 3), 90, np.uint8)
+    preview = Image.fromarray(np.zeros((4, 4, 3), np.uint8))
+    for label in ("cat", "dog"):
+        (tmp_path / label).mkdir()
+        photograph = Image.fromarray(pixels)
+        photograph.save(tmp_path / label / "0.jpg", "MPO", save_all=True, append_images=[preview])
+    data = load_data(f"folder:{tmp_path}")
+    assert np.abs(np.asarray(data.images).astype(int) - 90).max() <= 1
+
+
+READ_ALL = """
+import resource, sys, torch
+import fragile_neurons as fn
+from fragile_neurons.data.batches import batches
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+before = peak()
+data = fn.load_data(f"folder:{sys.argv[1]}")
+data.sha256
+for batch in batches(data, 64, torch.device("cpu")):
+    pass
+print(len(data), peak() - before)
+"""
+
+
+@pytest.mark.parametrize(
+    ("images", "megabytes"), [(8_000, 60), pytest.param(100_000, 110, marks=pytest.mark.slow)]
+)
+def test_memory_does_not_grow_with_the_images(tmp_path: Path, images: int, megabytes: int) -> None:
+    """8,000 images are 94 MB of pixels, 100,000 are 1.2 GB; what grows is the list of names."""
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    for label in ("cat", "dog"):
+        first = tmp_path / label / "0.png"
+        first.parent.mkdir()
+        Image.fromarray(pixels).save(first)
+        for number in range(1, images // 2):
+            os.link(first, first.with_name(f"{number}.png"))
+    command = [sys.executable, "-c", READ_ALL, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    count, grown = done.stdout.split()
+    assert int(count) == images
+    assert float(grown) < megabytes

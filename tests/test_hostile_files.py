@@ -28,6 +28,8 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.serialization import MAGIC_NUMBER, PROTOCOL_VERSION
 
+from fragile_neurons.models.weights import MOST_DESCRIPTION_BYTES, MOST_PICKLE_BYTES
+
 MOST_GROWTH_MB = 1_000
 MOST_SECONDS = 5.0
 TERA = 10**12
@@ -94,7 +96,7 @@ def write_legacy(path: Path, content: object, values: dict[str, int]) -> None:
     with path.open("wb") as file:
         for part in (MAGIC_NUMBER, PROTOCOL_VERSION, {"protocol_version": 1001, "little_endian": True}):
             pickle.dump(part, file, 2)
-        file.write(pickled(content, legacy=True))
+        file.write(content if isinstance(content, bytes) else pickled(content, legacy=True))
         pickle.dump(list(values), file, 2)
         for count in values.values():
             file.write(struct.pack("<q", count) + bytes(12))
@@ -265,12 +267,35 @@ for comment in (0, 65_535):
 
 @kind("weights zip, a million keys")
 def _(path: Path, marker: Path) -> None:
-    write_zip(path, pickled({f"key{number}": None for number in range(10**6)}))
+    write_zip(path, pickle.dumps({f"key{number}": None for number in range(10**6)}, 2))
 
 
 @kind("weights legacy, a million keys")
 def _(path: Path, marker: Path) -> None:
-    write_legacy(path, {f"key{number}": None for number in range(10**6)}, {"0": 3})
+    with path.open("wb") as file:
+        for part in (MAGIC_NUMBER, PROTOCOL_VERSION, {}, {f"key{number}": None for number in range(10**6)}):
+            pickle.dump(part, file, 2)
+
+
+for form in ("zip", "legacy"):
+    for place, opening in {"a": b"", "elsewhere": b"model"}.items():
+
+        @kind(f"weights {form}, a million empty dictionaries in {place}", "read" if opening else "refused")
+        def _(path: Path, marker: Path, form: str = form, outside: bool = bool(opening)) -> None:
+            # what torch.save writes for the tensor comes first if the dictionaries are beside it
+            start = pickled({"model": {"a": SMALL}} if outside else {}, legacy=form == "legacy")[:-1]
+            many = b"(X\x01\x00\x00\x00a](" + b"}" * (MOST_PICKLE_BYTES - 1_000) + b"eu."
+            if form == "zip":
+                write_zip(path, start + many)
+            else:
+                write_legacy(path, start + many, {"0": 3})
+
+
+@kind("weights safetensors, as many keys as are allowed", "read")
+def _(path: Path, marker: Path) -> None:
+    entry = json.dumps(f32([0], 0, 0))
+    count = MOST_DESCRIPTION_BYTES // (len(entry) + 11)
+    write_safetensors(path, ("{" + ",".join(f'"{n:07}":{entry}' for n in range(count)) + "}").encode(), b"")
 
 
 @kind("weights zip, a dictionary in itself")
@@ -326,7 +351,8 @@ def _(path: Path, marker: Path) -> None:
 
 @kind("weights safetensors, a million keys")
 def _(path: Path, marker: Path) -> None:
-    write_safetensors(path, {f"t{number}": f32([0], 0, 0) for number in range(10**6)})
+    entry = json.dumps(f32([0], 0, 0))
+    write_safetensors(path, ("{" + ",".join(f'"{n}":{entry}' for n in range(10**6)) + "}").encode())
 
 
 for shape in ([-4], [2**62, 4], [2**63, 2], [2**40, 2**40], [2**32, 2**32, 4], [10**30], [1.5], ["4"], "4"):
@@ -586,14 +612,14 @@ def _(path: Path, marker: Path) -> None:
 
 
 CHILD = """
-import json, os, resource, sys, time, warnings
+import json, os, re, sys, time, warnings
 import torch
 from pathlib import Path
 from fragile_neurons import InputError, load_data
 from fragile_neurons.models.weights import read_weights
 
-def peak():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+def megabytes(key):
+    return int(re.search(rf"{key}:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) / 1024
 
 warnings.simplefilter("ignore")
 root = Path(sys.argv[1])
@@ -601,7 +627,8 @@ for line in (root / "warm.txt").read_text().splitlines():  # what is imported la
     read_weights(Path(line))
 for number, name in enumerate(json.loads((root / "kinds.json").read_text())):
     path, marker = root / str(number) / "it", root / f"ran-{number}"
-    before, start = peak(), time.perf_counter()
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew; getrusage's has the parent's in it
+    before, start = megabytes("VmRSS"), time.perf_counter()
     try:
         if name.startswith("weights"):
             read_weights(path)
@@ -614,7 +641,7 @@ for number, name in enumerate(json.loads((root / "kinds.json").read_text())):
         outcome, message = "refused", str(error)
     except BaseException as error:
         outcome, message = type(error).__name__, str(error)
-    seconds, growth = time.perf_counter() - start, peak() - before
+    seconds, growth = time.perf_counter() - start, megabytes("VmHWM") - before
     print(json.dumps([name, outcome, message, seconds, growth, marker.exists()]), flush=True)
 """
 

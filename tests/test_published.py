@@ -192,7 +192,7 @@ def test_names_are_those_of_torchvisions_classifiers() -> None:
     assert not is_published("resnet18:large")
 
 
-@pytest.mark.parametrize("name", ["resnet19", "ResNet18", "resnet19:small", "", "fcn_resnet50"])
+@pytest.mark.parametrize("name", ["resnet19", "ResNet18", "", "fcn_resnet50"])
 def test_an_unknown_name_is_refused(name: str) -> None:
     for refuse in (load_model, lambda name: build(name, None)):
         with pytest.raises(

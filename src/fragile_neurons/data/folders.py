@@ -157,6 +157,13 @@ def _split_folder(path: Path, split: str) -> Path:
             fix="check the path",
         )
     names = set(_folders(path))
+    if len(names & SPLITS) > 1 and not names <= SPLITS:
+        raise InputError(
+            "the folder mixes splits and classes",
+            given=f"{path}: {', '.join(sorted(names)[:SHOWN])}",
+            allowed="folders of classes only, or train, val and test only",
+            fix="move the folders that are neither train, val nor test elsewhere",
+        )
     splits = sorted(names) if names and names <= SPLITS else ["test"]
     if split not in splits:
         raise InputError(
@@ -216,7 +223,7 @@ def _decode(root: Path, name: str) -> Image.Image:
                 frames = getattr(image, "n_frames", 1)
                 if any(re.search(r"\b(RGB|LA)\w*;16", str(tile[3])) for tile in image.tile):
                     raise _BadImageError("it has 16 bits a channel: save it as 8-bit grey or RGB")
-                if frames == 1:
+                if frames == 1 or image.format == "MPO":  # phones keep a preview behind the photograph
                     image.load()
                     return _plain(image)
     except _BadImageError:

@@ -18,6 +18,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from fragile_neurons.errors import InputError
 
 MOST_DESCRIPTION_BYTES = 8 * 2**20  # names and shapes; a network of 10,000 tensors needs 2 MB
+MOST_PICKLE_BYTES = (
+    2**20
+)  # the same of some 8,000 tensors; each byte may be an object and takes a microsecond
 NESTED_UNDER = ("state_dict", "model")
 PREFIXES = ("module.", "_orig_mod.")  # of DataParallel and torch.compile
 UNCOUNTED = "num_batches_tracked"  # old files lack it, and evaluation never reads it
@@ -122,7 +125,7 @@ def _refuse_zip_tricks(path: Path) -> None:
     if any(one.compress_type for one in members) or sum(one.file_size for one in members) > size:
         raise _unreadable(path, "it would expand beyond its size")
     described = sum(one.file_size for one in members if one.filename.endswith(".pkl"))
-    if described > MOST_DESCRIPTION_BYTES:
+    if described > MOST_PICKLE_BYTES:
         raise _unreadable(path, f"its names and shapes take {described:,} bytes")
 
 
@@ -149,7 +152,7 @@ class _Limited(io.RawIOBase):
     """A file of which only so much can be read: the old format describes its values without a size."""
 
     def __init__(self, file: BinaryIO) -> None:
-        self.file, self.left = file, MOST_DESCRIPTION_BYTES
+        self.file, self.left = file, MOST_PICKLE_BYTES
 
     def read(self, size: int = -1) -> bytes:
         return self._counted(self.file.read(size if 0 <= size <= self.left else self.left + 1))
@@ -166,7 +169,7 @@ class _Limited(io.RawIOBase):
     def _counted(self, content: bytes) -> bytes:
         self.left -= len(content)
         if self.left < 0:
-            raise ValueError(f"its names and shapes take more than {MOST_DESCRIPTION_BYTES:,} bytes")
+            raise ValueError(f"its names and shapes take more than {MOST_PICKLE_BYTES:,} bytes")
         return content
 
 
