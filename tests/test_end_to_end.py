@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 import subprocess
 import sys
 from copy import deepcopy
@@ -55,11 +57,11 @@ def brought(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for number, image in enumerate(pixels):
         label = number % 3
         image[:, :, 2 - label] += 60
-        place = folder / "images" / CLASSES[label] / f"{number:02}.png"
+        place = folder / "photos" / CLASSES[label] / f"{number:02}.png"
         place.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image).save(place)
-    network = fn.load_model(f"{folder / 'net.py'}:make", mean=[0.4] * 3, std=[0.25] * 3)
-    images, labels = fn.load_data(f"folder:{folder / 'images'}")[:]
+    network = fn.load_model(f"{folder / 'net.py'}:make", mean=[0.5] * 3, std=[0.25] * 3)
+    images, labels = fn.load_data(f"folder:{folder / 'photos'}")[:]
     torch.manual_seed(0)
     optimizer = torch.optim.Adam(network.parameters(), lr=0.02)
     for _ in range(60):
@@ -75,8 +77,8 @@ def test_the_command_analyses_a_network_in_a_file_and_a_folder_of_images_as_the_
     brought: Path,
 ) -> None:
     command = [sys.executable, "-c", "from fragile_neurons.cli import main; main()", "analyze"]
-    command += ["--model", "net.py:make", "--weights", "net.pt", "--mean", "0.4,0.4,0.4", "--std"]
-    command += ["0.25,0.25,0.25", "--data", "folder:images", "--epsilons", "2/255,0.1", "--output", "run"]
+    command += ["--model", "net.py:make", "--weights", "net.pt", "--mean", "0.5,0.5,0.5", "--std"]
+    command += ["0.25,0.25,0.25", "--data", "folder:photos", "--epsilons", "2/255,0.1", "--output", "run"]
     done = subprocess.run(command, cwd=brought, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "net.py:make on 60 test images" in " ".join(done.stdout.split())
@@ -86,9 +88,9 @@ def test_the_command_analyses_a_network_in_a_file_and_a_folder_of_images_as_the_
     assert {check["status"] for check in run.summary["checks"]} == {"pass"}
     assert run.neurons.num_rows == 6 * 2
 
-    data = fn.load_data(f"folder:{brought / 'images'}")
+    data = fn.load_data(f"folder:{brought / 'photos'}")
     network = fn.load_model(
-        f"{brought / 'net.py'}:make", weights=brought / "net.pt", mean=[0.4] * 3, std=[0.25] * 3
+        f"{brought / 'net.py'}:make", weights=brought / "net.pt", mean=[0.5] * 3, std=[0.25] * 3
     )
     fn.analyze(network, data, epsilons=["2/255", "0.1"], output=brought / "library")
     for name in ("neurons.csv", "neurons.parquet", "targeting.parquet", "images.parquet"):
@@ -99,7 +101,7 @@ def test_a_run_of_relative_paths_is_found_again_from_another_folder(
     brought: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     main = [sys.executable, "-c", "from fragile_neurons.cli import main; main()"]
-    asked = ["--model", "net.py:make", "--weights", "net.pt", "--data", "folder:images", "--neurons", "2"]
+    asked = ["--model", "net.py:make", "--weights", "net.pt", "--data", "folder:photos", "--neurons", "2"]
     once = [*main, "analyze", *asked, "--epsilons", "0.1", "--output", str(tmp_path / "once")]
     assert subprocess.run(once, cwd=brought, capture_output=True, check=False).returncode == 0
     again = [*main, "analyze", "--spec", str(tmp_path / "once" / "spec.toml"), "--output", "again"]
@@ -107,6 +109,28 @@ def test_a_run_of_relative_paths_is_found_again_from_another_folder(
     assert done.returncode == 0, done.stderr
     files = [(tmp_path / folder / "neurons.csv").read_bytes() for folder in ("once", "again")]
     assert files[0] == files[1]
+
+
+README = Path(__file__).parents[1] / "README.md"
+
+
+def test_the_readmes_three_lines_run_and_equal_its_command(
+    brought: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("net.py", "net.pt", "photos"):
+        (tmp_path / name).symlink_to(brought / name)
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```(python|sh)\n(.*?)```", README.read_text(), re.DOTALL)
+    (lines,) = (text for language, text in blocks if language == "python" and "net.py:make" in text)
+    (command,) = (text for language, text in blocks if language == "sh" and "net.py:make" in text)
+    assert len(lines.split("\n\n")[1].splitlines()) == 3
+    made: dict[str, object] = {}
+    exec(compile(lines, "README.md", "exec"), made)
+    run = made["run"]
+    assert isinstance(run, fn.Run)
+    assert run.summary["clean_accuracy"]["value"] > 0.9
+    assert app([*shlex.split(command)[1:], "--output", "again"], standalone_mode=False) in (None, 0)
+    assert (Path("again") / "neurons.csv").read_bytes() == (run.folder / "neurons.csv").read_bytes()
 
 
 ARCHITECTURES = (

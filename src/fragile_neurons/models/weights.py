@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fragile_neurons.errors import InputError
 
-MOST_DESCRIPTION_BYTES = 8 * 2**20  # names and shapes; a network of 10,000 tensors needs 2 MB
+MOST_DESCRIPTION_BYTES = 4 * 2**20  # names and shapes; a network of 10,000 tensors needs 2 MB
 MOST_PICKLE_BYTES = (
     2**20
 )  # the same of some 8,000 tensors; each byte may be an object and takes a microsecond
