@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 import random
+import re
 import struct
 import subprocess
 import sys
@@ -117,12 +118,12 @@ SMALL = tensor(3, (3,), (1,))
 
 # -- the kinds: a name begins with what reads it; each writes its file, or folder, at the path given
 
-KINDS: dict[str, tuple[Callable[[Path, Path], object], str]] = {}
+KINDS: dict[str, tuple[Callable[[Path, Path], object], str, str]] = {}
 
 
 def kind(name: str, outcome: str = "refused") -> Callable[[Callable[[Path, Path], object]], object]:
     def add(make: Callable[[Path, Path], object]) -> object:
-        KINDS[name] = make, outcome
+        KINDS[name] = make, outcome, reason
         return make
 
     return add
@@ -167,14 +168,14 @@ def _(path: Path, marker: Path) -> None:
         pickle.dump(evaluate(marker), file, 2)
 
 
-@kind("weights zip, TorchScript")
+@kind("weights zip, TorchScript", reason="it holds code")
 def _(path: Path, marker: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.jit.script(nn.Linear(2, 2)).save(str(path))  # type: ignore[no-untyped-call]
 
 
-@kind("weights zip, a bomb of zeros")
+@kind("weights zip, a bomb of zeros", reason="expand beyond its size")
 def _(path: Path, marker: Path) -> None:
     count = 50_000_000
     description = pickled({"a": tensor(count, (count,), (1,))})
@@ -182,7 +183,7 @@ def _(path: Path, marker: Path) -> None:
     assert path.stat().st_size < 250_000
 
 
-@kind("weights zip, members that share their bytes")
+@kind("weights zip, members that share their bytes", reason="expand beyond its size")
 def _(path: Path, marker: Path) -> None:
     write_zip(path, pickled({f"t{number}": SMALL for number in range(3)}), values=bytes(3_000_000))
     content = path.read_bytes()
@@ -211,7 +212,10 @@ for place in ("the state dict", "elsewhere"):
 
     for claimed in (10**9, TERA):
 
-        @kind(f"weights legacy, {claimed:,} values in {place}")
+        @kind(
+            f"weights legacy, {claimed:,} values in {place}",
+            reason="" if outside else f"it claims {4 * claimed:,} bytes of values",
+        )
         def _(
             path: Path, marker: Path, claiming: Any = _claiming, count: int = claimed, outside: bool = outside
         ) -> None:
@@ -257,7 +261,10 @@ def _(path: Path, marker: Path) -> None:
 
 for comment in (0, 65_535):
 
-    @kind(f"weights zip, 190,000 members, counted as three, and a comment of {comment:,}")
+    @kind(
+        f"weights zip, 190,000 members, counted as three, and a comment of {comment:,}",
+        reason="its directory takes",
+    )
     def _(path: Path, marker: Path, comment: int = comment) -> None:
         entry = struct.pack("<4sHHHHHHIIIHHHHHII", b"PK\x01\x02", 20, 20, *[0] * 7, 6, *[0] * 6)
         directory = b"".join(entry + f"{number:06}".encode() for number in range(190_000))
@@ -265,12 +272,12 @@ for comment in (0, 65_535):
         path.write_bytes(b"PK\x03\x04" + directory + end + b"x" * comment)
 
 
-@kind("weights zip, a million keys")
+@kind("weights zip, a million keys", reason="names and shapes take")
 def _(path: Path, marker: Path) -> None:
     write_zip(path, pickle.dumps({f"key{number}": None for number in range(10**6)}, 2))
 
 
-@kind("weights legacy, a million keys")
+@kind("weights legacy, a million keys", reason="names and shapes take")
 def _(path: Path, marker: Path) -> None:
     with path.open("wb") as file:
         for part in (MAGIC_NUMBER, PROTOCOL_VERSION, {}, {f"key{number}": None for number in range(10**6)}):
@@ -349,7 +356,7 @@ def _(path: Path, marker: Path) -> None:
     write_safetensors(path, {f"t{number}": f32([4], 0, 16) for number in range(100)})
 
 
-@kind("weights safetensors, a million keys")
+@kind("weights safetensors, a million keys", reason="header claims")
 def _(path: Path, marker: Path) -> None:
     entry = json.dumps(f32([0], 0, 0))
     write_safetensors(path, ("{" + ",".join(f'"{n}":{entry}' for n in range(10**6)) + "}").encode())
@@ -414,7 +421,7 @@ for form, save in SAVED.items():
         path.symlink_to(path.with_name(f"🧠\n{form}"))
 
 
-@kind("weights, a pipe without a writer")
+@kind("weights, a pipe without a writer", reason="this is not a file")
 def _(path: Path, marker: Path) -> None:
     os.mkfifo(path)
 
@@ -463,7 +470,7 @@ def _(path: Path, marker: Path) -> None:
     write_npz(path, pickle.dumps(touch(marker)))
 
 
-@kind("npz, a bomb of zeros")
+@kind("npz, a bomb of zeros", reason="expand too far")
 def _(path: Path, marker: Path) -> None:
     write_npz(path, npy("(200000, 1, 32, 32)", values=bytes(200_000 * 1024)), zipfile.ZIP_DEFLATED)
 
@@ -481,7 +488,7 @@ for shape_text in (
         write_npz(path, npy(shape))
 
 
-@kind("npz, a header that calls a function")
+@kind("npz, a header that calls a function", reason="cannot be read")
 def _(path: Path, marker: Path) -> None:
     write_npz(path, npy(f"__import__('os').system('touch {marker}')"))
 
@@ -533,7 +540,7 @@ def _(path: Path, marker: Path) -> None:
     (folder(path) / "text.png").write_bytes(png(8, 8, bytes(72), text))
 
 
-@kind("folder, a GIF of 300 frames")
+@kind("folder, a GIF of 300 frames", reason="it has 300 frames")
 def _(path: Path, marker: Path) -> None:
     first, *rest = (Image.new("L", (8, 8), grey) for grey in (0, 200) * 150)
     first.save(folder(path) / "many.gif", save_all=True, append_images=rest)
@@ -563,7 +570,7 @@ def _(path: Path, marker: Path) -> None:
     place.write_bytes(content)
 
 
-@kind("folder, a JPEG cut off")
+@kind("folder, a JPEG cut off", reason="half.jpg: .*truncated")
 def _(path: Path, marker: Path) -> None:
     place = folder(path) / "half.jpg"
     Image.new("RGB", (64, 64), (9, 99, 199)).save(place)
@@ -576,13 +583,13 @@ def _(path: Path, marker: Path) -> None:
     (folder(path) / "page.png").write_text(text)
 
 
-@kind("folder, a link that leads out of it")
+@kind("folder, a link that leads out of it", reason="leads out of the folder")
 def _(path: Path, marker: Path) -> None:
     Image.new("L", (8, 8)).save(path.with_name("outside.png"))
     (folder(path) / "link.png").symlink_to(path.with_name("outside.png"))
 
 
-@kind("folder, a class that leads out of it")
+@kind("folder, a class that leads out of it", reason="lead out of")
 def _(path: Path, marker: Path) -> None:
     folder(path)
     (path / "dog").symlink_to("/etc")
@@ -658,7 +665,7 @@ class Outcome:
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
     root = tmp_path_factory.mktemp("hostile")
-    for number, (make, _) in enumerate(KINDS.values()):
+    for number, (make, _, _) in enumerate(KINDS.values()):
         (root / str(number)).mkdir()
         make(root / str(number) / "it", root / f"ran-{number}")
     (root / "kinds.json").write_text(json.dumps(list(KINDS)))
@@ -675,7 +682,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
 
 @pytest.mark.parametrize("name", KINDS)
 def test_a_hostile_file_runs_nothing_and_costs_little(name: str, outcomes: dict[str, Outcome]) -> None:
-    found, expected = outcomes[name], KINDS[name][1]
+    found, (_, expected, reason) = outcomes[name], KINDS[name]
     assert not found.code_ran
     assert found.growth_mb < MOST_GROWTH_MB
     assert found.seconds < MOST_SECONDS
@@ -684,6 +691,7 @@ def test_a_hostile_file_runs_nothing_and_costs_little(name: str, outcomes: dict[
         assert "Traceback" not in found.message
         assert all(f"\n  {word}:" in found.message for word in ("given", "allowed", "fix"))
         assert len(found.message) < 2_000
+        assert re.search(reason, found.message), found.message
 
 
 def test_the_code_in_these_files_would_run_if_they_were_unpickled(tmp_path: Path) -> None:

@@ -1043,10 +1043,10 @@ def test_the_arguments_are_left_alone(
     small_classifier: Classifier, small_data: ImageData, tmp_path: Path
 ) -> None:
     grid: list[str | float | Fraction] = ["0.1", 0, Fraction(8, 255)]
-    pixels, labels = small_data.images.copy(), small_data.labels.copy()
+    pixels, labels = np.array(small_data.images), small_data.labels.copy()
     analyze(small_classifier, small_data, output=tmp_path / "run", epsilons=grid, neurons="1")
     assert grid == ["0.1", 0, Fraction(8, 255)]
-    assert np.array_equal(small_data.images, pixels)
+    assert np.array_equal(np.asarray(small_data.images), pixels)
     assert np.array_equal(small_data.labels, labels)
 
 

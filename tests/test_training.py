@@ -394,7 +394,7 @@ def toy(monkeypatch: pytest.MonkeyPatch, small_data: ImageData) -> dict[str, Ima
         place="toy",
         checksums={},
         files=lambda part: (),
-        read=lambda folder, split: (splits[split].images, splits[split].labels),
+        read=lambda folder, split: (np.asarray(splits[split].images), splits[split].labels),
         sources=lambda local: [],
         bundled=Path(),
         bundled_splits=("train", "test"),
