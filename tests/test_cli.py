@@ -224,7 +224,7 @@ def test_an_impossible_epsilon_is_refused(command: Command, text: str, holds: li
         ("--mean nan --std 1", ["logits are not finite", "normalisation"]),
         ("--mean 0,0,0 --std 1,1,1", ["channels", "mean and std of 3 channels"]),
         ("--weights none.safetensors", ["none.safetensors: no such file", "safetensors or torch.save"]),
-        ("--weights .", ["is a directory", "safetensors or torch.save"]),
+        ("--weights .", ["this is not a file", "safetensors or torch.save"]),
         ("--spec none.toml", ["--spec stands alone", "--limit, --neurons"]),
     ],
 )
@@ -247,7 +247,7 @@ def test_cuda_is_refused_where_there_is_none(command: Command) -> None:
     ("kind", "holds"),
     [
         ("text", ["the weights cannot be read", "safetensors or torch.save"]),
-        ("pickle", ["the weights cannot be read", "safetensors or torch.save"]),
+        ("pickle", ["the weights cannot be read", "a pickled network", "safetensors or torch.save"]),
         ("truncated", ["the weights cannot be read", "safetensors or torch.save"]),
         ("shape", ["do not fit", "fc2.bias: (11,)", "fc2.bias: (10,)"]),
         ("missing", ["do not fit", "fc2.bias: missing", "fc2.bias: (10,)"]),
@@ -271,7 +271,7 @@ def test_unusable_weights_are_refused_with_the_name_of_the_tensor(
     if kind == "text":
         file.write_text("<!DOCTYPE html>\n<html>404</html>")
     elif kind == "pickle":
-        torch.save(weights, file)
+        torch.save(MODELS["mnist-cnn"].build(), file)
     else:
         save_file(weights, file)
     if kind == "truncated":

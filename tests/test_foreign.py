@@ -702,7 +702,7 @@ def test_a_batch_that_is_too_large_ends_the_run_and_a_smaller_one_goes_through(
     with caplog.at_level(logging.ERROR), pytest.raises(InputError) as error:
         fn.analyze(classifier, data, epsilons=[], batch_size=100, output=tmp_path / "large")
     lines = str(error.value).splitlines()
-    assert lines[0] == "the network failed in the middle of the run"
+    assert lines[0] == "a unit of work failed"
     assert "out of memory: 100 images" in lines[1]
     assert lines[2] == "  allowed: batches of 100 images"
     assert "--batch-size" in lines[3]
