@@ -35,7 +35,8 @@ def load_npz(path: Path, *, split: str) -> ImageData:
     if images.ndim == 3:
         images = images[:, None]
     if images.dtype == np.float64:
-        images = images.astype(np.float32)
+        with np.errstate(over="ignore"):  # what becomes infinite is refused as a pixel
+            images = images.astype(np.float32)
     numbers = labels.dtype.kind in "iu" and labels.ndim == 1 and len(labels)
     if not numbers or not 0 <= labels.max() < MOST_CLASSES:
         most = f", up to {labels.max()}" if labels.dtype.kind in "iu" and labels.size else ""

