@@ -132,6 +132,15 @@ def test_a_file_that_was_changed_is_read_anew(here: Path) -> None:
         assert first_width(make_own("package.net:make")) == width
 
 
+def test_a_module_written_in_the_same_moment_as_the_last_look_is_found(here: Path) -> None:
+    write(here / "one.py", network())
+    make_own("one:make")
+    then = here.stat()
+    write(here / "two.py", network())
+    os.utime(here, ns=(then.st_atime_ns, then.st_mtime_ns))
+    assert first_width(make_own("two:make")) == 4
+
+
 def test_a_file_may_have_the_name_of_a_module_in_use(here: Path) -> None:
     write(here / "json.py", network())
     known = sys.modules["json"]

@@ -121,7 +121,9 @@ SMALL = tensor(3, (3,), (1,))
 KINDS: dict[str, tuple[Callable[[Path, Path], object], str, str]] = {}
 
 
-def kind(name: str, outcome: str = "refused") -> Callable[[Callable[[Path, Path], object]], object]:
+def kind(
+    name: str, outcome: str = "refused", reason: str = ""
+) -> Callable[[Callable[[Path, Path], object]], object]:
     def add(make: Callable[[Path, Path], object]) -> object:
         KINDS[name] = make, outcome, reason
         return make
@@ -570,7 +572,7 @@ def _(path: Path, marker: Path) -> None:
     place.write_bytes(content)
 
 
-@kind("folder, a JPEG cut off", reason="half.jpg: .*truncated")
+@kind("folder, a JPEG cut off", reason="half.jpg: .*[Tt]runcated")
 def _(path: Path, marker: Path) -> None:
     place = folder(path) / "half.jpg"
     Image.new("RGB", (64, 64), (9, 99, 199)).save(place)

@@ -25,7 +25,8 @@ def list_datasets() -> None:
     table = Table("name", "what", "splits", "licence", "on this machine")
     for dataset in CATALOGUE.values():
         splits = ", ".join(f"{split} {size:,}" for split, size in dataset.sizes.items())
-        present = "whole" if dataset.is_fetched else "test and val (bundled)"
+        bundled = f"{' and '.join(dataset.bundled_splits)} (bundled)" if dataset.bundled else "no"
+        present = "whole" if dataset.is_fetched else bundled
         table.add_row(dataset.name, dataset.title, splits, dataset.licence, present)
     console.print(table)
 

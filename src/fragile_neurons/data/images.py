@@ -120,7 +120,7 @@ def _seeded_order(count: int, seed: list[int]) -> npt.NDArray[np.int64]:
 
 
 def _check(images: Images, labels: npt.NDArray[Any], classes: tuple[str, ...]) -> None:
-    if len(images.shape) != 4 or images.dtype not in (np.uint8, np.float32):
+    if len(images.shape) != 4 or 0 in images.shape[1:] or images.dtype not in (np.uint8, np.float32):
         raise InputError(
             "the images have the wrong shape or type",
             given=f"{images.dtype} {images.shape}",

@@ -18,9 +18,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from fragile_neurons.errors import InputError
 
 MOST_DESCRIPTION_BYTES = 4 * 2**20  # names and shapes; a network of 10,000 tensors needs 2 MB
-MOST_PICKLE_BYTES = (
-    2**20
-)  # the same of some 8,000 tensors; each byte may be an object and takes a microsecond
+# the same in a pickle, for some 8,000 tensors: each byte may become an object, and takes a microsecond
+MOST_PICKLE_BYTES = 2**20
 NESTED_UNDER = ("state_dict", "model")
 PREFIXES = ("module.", "_orig_mod.")  # of DataParallel and torch.compile
 UNCOUNTED = "num_batches_tracked"  # old files lack it, and evaluation never reads it
@@ -86,7 +85,7 @@ def fit_weights(module: nn.Module, weights: Weights, path: Path | str) -> None:
                 allowed="floating point numbers",
                 fix="save the state dict of the network in single precision",
             )
-    own = module.state_dict()
+    own = module.state_dict()  # the counts that are missing or odd stay as they are
     own |= {key: one for key, one in weights.tensors.items() if key in own and one.shape == own[key].shape}
     module.load_state_dict(own)
 
