@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -49,11 +50,15 @@ class Classifier(nn.Module):
                 allowed="both or neither, one value per channel each",
                 fix="give both, e.g. mean=[0.1307], std=[0.3081]",
             )
-        if std is not None and not all(value > 0 for value in std):
+        if mean is not None and not all(math.isfinite(value) for value in mean):
+            raise InputError(
+                "mean is not finite", given=list(mean), allowed="finite values", fix="check the numbers"
+            )
+        if std is not None and not all(0 < value < math.inf for value in std):
             raise InputError(
                 "std is not positive",
                 given=list(std),
-                allowed="values above 0",
+                allowed="finite values above 0",
                 fix="check the order of mean and std",
             )
         device = next((tensor.device for tensor in module.state_dict().values()), torch.device("cpu"))

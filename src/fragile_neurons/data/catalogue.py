@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from fragile_neurons.data.arrays import load_npz
@@ -97,4 +98,4 @@ def _kind_and_path(name: str) -> tuple[str, Path]:
         raise InputError(
             "the path is missing", given=name, allowed="folder:PATH or npz:PATH", fix="e.g. folder:photos"
         )
-    return kind, Path(text).expanduser().absolute()
+    return kind, Path(os.path.expanduser(text)).absolute()

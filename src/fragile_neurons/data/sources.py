@@ -36,8 +36,8 @@ class Source:
 def data_root() -> Path:
     """The folder of fetched data: $FRAGILE_NEURONS_DATA, else the user's cache."""
     if chosen := os.environ.get(DATA_VARIABLE):
-        return Path(chosen).expanduser()
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+        return Path(os.path.expanduser(chosen))
+    cache = Path(os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache"))
     return cache / "fragile-neurons" / "data"
 
 

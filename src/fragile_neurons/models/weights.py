@@ -66,8 +66,10 @@ def read_weights(path: Path) -> Weights:
 
 def fit_weights(module: nn.Module, weights: Weights, path: Path | str) -> None:
     """Load the weights into the module; raises InputError that names the first that does not fit."""
-    expected = {key: tuple(one.shape) for key, one in module.state_dict().items() if UNCOUNTED not in key}
-    found = {key: tuple(one.shape) for key, one in weights.tensors.items() if UNCOUNTED not in key}
+    expected = {
+        key: tuple(one.shape) for key, one in module.state_dict().items() if not key.endswith(UNCOUNTED)
+    }
+    found = {key: tuple(one.shape) for key, one in weights.tensors.items() if not key.endswith(UNCOUNTED)}
     differing = [key for key in [*expected, *found] if expected.get(key) != found.get(key)]
     if differing:
         key = differing[0]
