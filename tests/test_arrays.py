@@ -260,3 +260,9 @@ def test_names_that_lead_out_of_the_folder_write_nothing(tmp_path: Path) -> None
     packed(tmp_path / "a" / "b" / "data.npz", members)
     assert np.array_equal(np.asarray(in_order(load(tmp_path / "a" / "b" / "data.npz")).images), IMAGES)
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["a", "b", "data.npz"]
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.npz")
+    with pytest.raises(InputError, match="this is not a file"):
+        load_data(f"npz:{tmp_path / 'pipe.npz'}")

@@ -59,6 +59,8 @@ def test_a_module_without_weights_is_on_the_cpu() -> None:
         ([0.1], None, r"mean=\[0\.1\], std=None\n.*both or neither.*\n.*give both"),
         (None, [0.1], r"mean=None, std=\[0\.1\]"),
         ([0.1, 0.2], [0.1], r"mean=\[0\.1, 0\.2\], std=\[0\.1\]\n.*one value per channel"),
+        ([float("nan")], [0.1], r"mean is not finite\n.*\[nan\]"),
+        ([0.1], [float("inf")], r"std is not positive\n.*\[inf\]"),
         ([0.1], [0.0], r"std is not positive\n.*\[0\.0\]\n.*above 0\n.*order of mean and std"),
         ([0.1, 0.1], [0.2, -0.2], r"std is not positive\n.*\[0\.2, -0\.2\]"),
         ([0.1], [float("nan")], r"std is not positive\n.*\[nan\]"),

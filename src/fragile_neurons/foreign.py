@@ -57,8 +57,8 @@ def refuse_unusable(module: nn.Module) -> None:
             _refuse(
                 "is not in single precision",
                 f"{name}: {tensor.dtype}",
-                "torch.float32: gradients in half precision vanish, and the attack with them",
-                "call .float() on it",
+                "torch.float32, as images and attacks are; in half precision gradients vanish",
+                "call .float() on it" if tensor.is_floating_point() else "use a network of real weights",
             )
 
 

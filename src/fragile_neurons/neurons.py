@@ -193,11 +193,11 @@ def select_neurons(layers: tuple[Layer, ...], text: str, seed: int) -> tuple[Neu
 
 def _why_no_layer(classifier: Classifier, layers: tuple[Layer, ...], pattern: str) -> str:
     if pattern in ("first", "all"):
-        return "no convolution or linear layer is executed besides the one that yields the logits"
+        return "no Conv2d or Linear module is executed besides the one that yields the logits"
     if any(layer.is_output and fnmatch.fnmatchcase(layer.name, pattern) for layer in layers):
         return "the layer yields the logits, so it is never a target"
     if any(fnmatch.fnmatchcase(name, pattern) for name, _ in classifier.module.named_modules() if name):
-        return "no convolution or linear layer of this name is executed in a forward pass"
+        return "no Conv2d or Linear module of this name is executed in a forward pass"
     return "there is no such layer"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from fractions import Fraction
 from itertools import pairwise
@@ -10,10 +11,14 @@ import torch
 
 from fragile_neurons.errors import InputError
 
+LONG_EXPONENT = re.compile(r"[eE][+-]?\d{3}")
+
 
 def parse_epsilon(value: str | float | Fraction) -> Fraction:
     """The exact budget that a user wrote: "8/255", "0.1" or 0.1, in pixel units of [0, 1]."""
     try:
+        if LONG_EXPONENT.search(str(value)):  # Fraction would write all its digits out
+            raise ValueError
         epsilon = value if isinstance(value, Fraction) else Fraction(str(value).strip())
     except (ValueError, ZeroDivisionError):
         raise InputError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -109,7 +110,9 @@ def _spec(given: dict[str, object], *, nothing_asked: bool) -> Spec:
         | {
             # paths are made absolute: a run is found again from any folder
             "model": factories.absolute(model),
-            "weights": weights if weights in (None, TORCHVISION) else str(Path(str(weights)).absolute()),
+            "weights": weights
+            if weights in (None, TORCHVISION)
+            else str(Path(os.path.expanduser(str(weights))).absolute()),
             "data": catalogue.absolute(data),
             "limit": min(DEFAULT_LIMIT, count_images(data, str(given["split"]))) if limit is None else limit,
             "mean": options.parse_numbers("mean", given["mean"]),

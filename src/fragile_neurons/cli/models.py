@@ -5,10 +5,12 @@ from __future__ import annotations
 from rich.table import Table
 
 from fragile_neurons.analysis.selection import probed_layers
+from fragile_neurons.classifier import Classifier
 from fragile_neurons.cli import options
 from fragile_neurons.cli.console import console
 from fragile_neurons.data.catalogue import count_images, load_data
-from fragile_neurons.models.loading import MODELS, default_data, load_model
+from fragile_neurons.models.loading import MODELS, build, default_data, load_model
+from fragile_neurons.models.published import is_published
 from fragile_neurons.report import sentences
 
 FEW_IMAGES = 10
@@ -47,7 +49,11 @@ def layers(
     wanted = data or default_data(model)
     limit = min(FEW_IMAGES, count_images(wanted, split))
     images = load_data(wanted, split=split, limit=limit, resize=resize, skip_bad=wanted.startswith("folder:"))
-    found, _ = probed_layers(load_model(model, data=images, weights=weights), images)
+    if weights is None and is_published(model):
+        classifier = Classifier(build(model, images))  # its layers do not depend on its weights
+    else:
+        classifier = load_model(model, data=images, weights=weights)
+    found, _ = probed_layers(classifier, images)
     table = Table("layer", "kind", "neurons", "map", "sites", "")
     for layer in found:
         table.add_row(

@@ -11,7 +11,9 @@ import typer
 from fragile_neurons.classifier import parse_device
 from fragile_neurons.cli.console import console, progress, say
 from fragile_neurons.data.catalogue import find_dataset
-from fragile_neurons.models.loading import check_name
+from fragile_neurons.errors import InputError
+from fragile_neurons.models.loading import MODELS, RESNET20
+from fragile_neurons.models.published import is_published
 from fragile_neurons.norms import parse_epsilon
 from fragile_neurons.training.recipes import make_schedule
 from fragile_neurons.training.train import CARD, WEIGHTS, train_model
@@ -38,7 +40,13 @@ def train(
     Example: fragile-neurons train --model mnist-cnn-robust --data mnist --adversarial 0.2
     """
     folder = output or Path("trained") / model.replace(":", "-")
-    check_name(model)
+    if not (model in MODELS or model == RESNET20 or is_published(model)):
+        raise InputError(
+            "this network cannot be trained here",
+            given=model,
+            allowed=f"{', '.join(MODELS)}, {RESNET20}, a torchvision name such as resnet18:small, timm:NAME",
+            fix="train a network of your own where it is written, and bring its weights",
+        )
     schedule = make_schedule(find_dataset(data), epochs=epochs, seed=seed)
     epsilon = None if adversarial is None else parse_epsilon(adversarial)
     arguments = ["fragile-neurons", "train", "--model", model, "--data", data]

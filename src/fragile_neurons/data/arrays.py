@@ -63,7 +63,7 @@ def load_npz(path: Path, *, split: str) -> ImageData:
 def _read(path: Path) -> dict[str, npt.NDArray[Any]]:
     try:
         if path.exists() and not path.is_file():  # a pipe would wait for its writer for ever
-            raise _unusable("this is not a file", str(path))
+            raise _unusable("the file cannot be read", f"{path}: this is not a file")
         size = path.stat().st_size
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()

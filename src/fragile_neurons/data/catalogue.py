@@ -26,8 +26,8 @@ def find_dataset(name: str) -> Dataset:
         raise InputError(
             "there is no such data set",
             given=name,
-            allowed=f"{', '.join(CATALOGUE)}, folder:PATH or npz:PATH",
-            fix="see: fragile-neurons data list",
+            allowed=f"{', '.join(CATALOGUE)}; where images are only read also folder:PATH and npz:PATH",
+            fix=f"did you mean folder:{name}" if Path(name).is_dir() else "see: fragile-neurons data list",
         )
     return CATALOGUE[name]
 

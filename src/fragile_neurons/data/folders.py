@@ -22,6 +22,7 @@ FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 SPLITS = {"train", "val", "test"}
 CHANNELS = {"L": 1, "RGB": 3}
 SHOWN = 10
+LONGEST_SIDE = 4096
 # control characters, and marks that turn the direction of a text around
 NOT_TEXT = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 
@@ -141,9 +142,12 @@ def parse_size(text: str) -> Size:
     """Height and width from "32" or "32x48"."""
     match = re.fullmatch(r"(\d{1,5})(?:x(\d{1,5}))?", text.strip())
     size = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
-    if min(size) < 1:
+    if not 1 <= min(size) <= max(size) <= LONGEST_SIDE:
         raise InputError(
-            "this is not a size", given=text, allowed="a side, or height x width", fix="e.g. --resize 32x48"
+            "this is not a size",
+            given=text,
+            allowed=f"a side, or height x width, up to {LONGEST_SIDE}",
+            fix="e.g. --resize 32x48",
         )
     return size
 

@@ -15,6 +15,7 @@ from torch import nn
 
 from fragile_neurons.classifier import Classifier, parse_device
 from fragile_neurons.errors import InputError
+from fragile_neurons.foreign import refuse_unusable, unwrap
 from fragile_neurons.models.architectures import mnist_cnn, resnet20
 from fragile_neurons.models.factories import make_own
 from fragile_neurons.models.published import SMALL, ForImages, build_published, is_published
@@ -94,7 +95,9 @@ def load_model(
     else:
         check_name(name)
         module = make_own(name)
-    stored = None if weights is None else _stored(name, module, weights, data)
+    inner, _ = unwrap(module)
+    refuse_unusable(inner)
+    stored = None if weights is None else _stored(name, inner, weights, data)
     if mean is None and std is None:
         if stored is not None and (stored.mean, stored.std) != (None, None):
             mean, std = stored.mean, stored.std

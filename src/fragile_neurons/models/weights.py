@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import mmap
+import warnings
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from fragile_neurons.errors import InputError
 MOST_DESCRIPTION_BYTES = 4 * 2**20  # names and shapes; a network of 10,000 tensors needs 2 MB
 # the same in a pickle, for some 8,000 tensors: each byte may become an object, and takes a microsecond
 MOST_PICKLE_BYTES = 2**20
-NESTED_UNDER = ("state_dict", "model")
+NESTED_UNDER = ("state_dict", "model", "model_state_dict")
 PREFIXES = ("module.", "_orig_mod.")  # of DataParallel and torch.compile
 UNCOUNTED = "num_batches_tracked"  # old files lack it, and evaluation never reads it
 END_OF_ZIP, END_OF_ZIP64 = b"PK\x05\x06", b"PK\x06\x06"
@@ -39,7 +40,7 @@ class Weights:
 
 
 def read_weights(path: Path) -> Weights:
-    """A state dict from safetensors or torch.save, plain or under "state_dict" or "model".
+    """A state dict from safetensors or torch.save, plain or under one of the usual keys.
 
     Raises InputError for anything else. Nothing is unpickled but tensors and plain containers.
     """
@@ -135,7 +136,7 @@ def _read_torch(path: Path) -> Weights:
         if any(whole.find(name) >= 0 for name in GROWING):
             raise _unreadable(path, "it holds bytes beside its tensors, which could fill the memory")
     # first without any memory for values: what a file claims is held against what it has
-    with FakeTensorMode(), path.open("rb") as file:
+    with FakeTensorMode(), warnings.catch_warnings(action="ignore"), path.open("rb") as file:
         source: Any = file if zipfile.is_zipfile(path) else _Limited(file)
         claimed = _state_dict(torch.load(source, map_location="cpu", weights_only=True), path)
     storages = {one.untyped_storage()._cdata: one.untyped_storage().nbytes() for one in claimed.values()}
@@ -179,7 +180,8 @@ def _state_dict(content: object, path: Path) -> dict[str, torch.Tensor]:
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
     if not isinstance(content, dict) or not content:
-        raise _unreadable(path, f"it holds a {type(content).__name__}, not a state dict")
+        kind = "tensor" if isinstance(content, torch.Tensor) else type(content).__name__
+        raise _unreadable(path, f"it holds {'nothing' if content == {} else f'a {kind}'}, not a state dict")
     for key, value in content.items():
         if not isinstance(key, str):
             raise _unreadable(path, f"{str(key)[:80]} is the name of a tensor, but not text")
@@ -212,5 +214,5 @@ def _unreadable(path: Path, reason: str) -> InputError:
         "the weights cannot be read",
         given=f"{path}: {reason}",
         allowed="a state dict, from safetensors or torch.save(net.state_dict(), path)",
-        fix="save the state dict anew where the network was trained",
+        fix="check the path, or save the state dict anew where the network was trained",
     )

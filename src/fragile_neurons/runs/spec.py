@@ -91,7 +91,7 @@ class Spec(_Frozen):
     @property
     def run_name(self) -> str:
         """The default name of the run's folder."""
-        model, data = (re.split(r"[/\\\\:]", text)[-1][-40:] for text in (self.model, self.data))
+        model, data = (re.split(r"[/\\:]", text)[-1][-40:] for text in (self.model, self.data))
         stem = f"{model}-{data}-{self.digest[:8]}"
         return "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in stem)
 
