@@ -221,7 +221,7 @@ def test_an_impossible_epsilon_is_refused(command: Command, text: str, holds: li
         ("--mean x", ["--mean", "given:   x"]),
         ("--mean 0.5", ["mean and std", "given:   mean=(0.5,), std=None", "both or neither"]),
         ("--mean 0 --std 0", ["std is not positive", "given:   [0.0]"]),
-        ("--mean nan --std 1", ["logits are not finite", "normalisation"]),
+        ("--mean nan --std 1", ["mean is not finite", "given:   [nan]"]),
         ("--mean 0,0,0 --std 1,1,1", ["channels", "mean and std of 3 channels"]),
         ("--weights none.safetensors", ["none.safetensors: no such file", "safetensors or torch.save"]),
         ("--weights .", ["this is not a file", "safetensors or torch.save"]),

@@ -273,3 +273,55 @@ def test_what_is_imported_from_elsewhere_stays(here: Path) -> None:
     finally:
         sys.path.remove(str(here / "venv"))
     assert sys.modules.pop("installed").value == 1
+
+
+WRAPPED = """
+import torch
+from torch import nn
+
+
+def plain():
+    return nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(72, 3))
+
+
+def compiled():
+    return torch.compile(plain(), backend="eager")
+
+
+def parallel():
+    return nn.DataParallel(plain())
+
+
+def meta():
+    with torch.device("meta"):
+        return plain()
+
+
+def lazy():
+    return nn.Sequential(nn.LazyConv2d(2, 3), nn.Flatten(), nn.LazyLinear(3))
+"""
+
+
+@pytest.mark.parametrize("wrapper", ["compiled", "parallel"])
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod."])
+def test_a_factory_may_wrap_its_network_and_weights_fit_all_the_same(
+    tmp_path: Path, wrapper: str, prefix: str
+) -> None:
+    (tmp_path / "wrapped.py").write_text(WRAPPED)
+    inside = load_model(f"{tmp_path / 'wrapped.py'}:plain").module.state_dict()
+    torch.save({prefix + key: value for key, value in inside.items()}, tmp_path / "w.pt")
+    found = load_model(f"{tmp_path / 'wrapped.py'}:{wrapper}", weights=tmp_path / "w.pt")
+    assert found.unwrapped
+    assert all(torch.equal(found.module.state_dict()[key], value) for key, value in inside.items())
+
+
+@pytest.mark.parametrize(("factory", "reason"), [("meta", "without values"), ("lazy", "without a shape")])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_a_network_without_values_is_refused_before_anything_is_done_with_it(
+    tmp_path: Path, factory: str, reason: str, weighted: bool
+) -> None:
+    (tmp_path / "wrapped.py").write_text(WRAPPED)
+    plain = load_model(f"{tmp_path / 'wrapped.py'}:plain")
+    torch.save(plain.module.state_dict(), tmp_path / "w.pt")
+    with pytest.raises(InputError, match=f"^the network has weights {reason}"):
+        load_model(f"{tmp_path / 'wrapped.py'}:{factory}", weights=tmp_path / "w.pt" if weighted else None)

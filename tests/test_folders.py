@@ -485,10 +485,12 @@ def test_shrinking_by_half_keeps_smooth_images_smooth(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "0", "0x5", "5x0", "-3", "3.5", "32x", "x32", "32X48", "1e3", "999999", "big"]
+    "text", ["", "0", "0x5", "5x0", "-3", "3.5", "32x", "x32", "32X48", "1e3", "4097", "999999", "big"]
 )
 def test_texts_that_are_no_size_are_refused(root: Path, text: str) -> None:
-    with pytest.raises(InputError, match=r"this is not a size\n.*\n.*height x width\n.*--resize 32x48"):
+    with pytest.raises(
+        InputError, match=r"this is not a size\n.*\n.*height x width, up to 4096\n.*--resize 32x48"
+    ):
         load(root, resize=text)
 
 

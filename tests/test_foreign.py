@@ -673,7 +673,7 @@ def test_a_network_without_parameters_has_no_neuron_but_an_accuracy(small_data: 
             return torch.stack([x[:, 0, 2 * row : 2 * row + 3, 1:7].mean((1, 2)) for row in range(3)], 1)
 
     module = Blobs()
-    problem = "no convolution or linear layer is executed besides the one that yields the logits"
+    problem = "no Conv2d or Linear module is executed besides the one that yields the logits"
     refuse(module, small_data, problem, "(no layer at all)")
     curve = fn.robust_accuracy(Classifier(module), small_data, epsilons=["0", "0.5"])
     assert (curve.at(0).value, curve.at(1).value) == (1.0, 0.0)

@@ -358,8 +358,8 @@ def test_layers_are_chosen_by_word_or_pattern(deep: Classifier, pattern: str, ex
         ("conv7", "there is no such layer"),
         ("Stem", "there is no such layer"),
         ("logits", "yields the logits, so it is never a target"),
-        ("flatten.never", "no convolution or linear layer of this name is executed"),
-        ("flatten", "no convolution or linear layer of this name is executed"),
+        ("flatten.never", "no Conv2d or Linear module of this name is executed"),
+        ("flatten", "no Conv2d or Linear module of this name is executed"),
         ("", "there is no such layer"),
     ],
 )

@@ -52,6 +52,7 @@ def test_eight_of_255_is_not_rounded_to_a_float() -> None:
         ("inf", "not a number", "inf", '"8/255"'),
         ("0.1.2", "not a number", "0.1.2", '"8/255"'),
         ("1/0", "not a number", "1/0", '"8/255"'),
+        ("1e9999999999", "not a number", "1e9999999999", '"8/255"'),
         ("8/255/2", "not a number", "8/255/2", '"8/255"'),
         ("", "not a number", "an empty text", '"8/255"'),
     ],

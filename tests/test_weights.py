@@ -289,7 +289,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "TorchScript": (script, "this is TorchScript: it holds code"),
     "a tensor": (lambda path: torch.save(torch.ones(1), path), "it holds a .*Tensor, not a state dict"),
     "a list": (lambda path: torch.save([torch.ones(1)], path), "it holds a list, not a state dict"),
-    "nothing": (lambda path: torch.save({}, path), "it holds a dict, not a state dict"),
+    "nothing": (lambda path: torch.save({}, path), "it holds nothing, not a state dict"),
     "no text": (
         lambda path: torch.save({"a": torch.ones(1), 3: torch.ones(1)}, path),
         "3 is the name of a tensor, but not text",
@@ -308,7 +308,7 @@ def test_whatever_else_is_one_readable_refusal(kind: str, tmp_path: Path) -> Non
     with pytest.raises(
         InputError,
         match=rf"the weights cannot be read\n +given: +{path}: .*{expected}.*\n"
-        r" +allowed: +a state dict, from safetensors or torch\.save.*\n +fix: +save the state dict anew",
+        r" +allowed: +a state dict, from safetensors or torch\.save.*\n +fix: +check the path, or save",
     ) as error:
         read_weights(path)
     assert len(str(error.value)) < 1000

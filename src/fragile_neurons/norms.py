@@ -11,7 +11,7 @@ import torch
 
 from fragile_neurons.errors import InputError
 
-LONG_EXPONENT = re.compile(r"[eE][+-]?\d{3}")
+LONG_EXPONENT = re.compile(r"[eE][+-]?\d{4}")
 
 
 def parse_epsilon(value: str | float | Fraction) -> Fraction:
