@@ -385,7 +385,7 @@ def _(path: Path, marker: Path) -> None:
 
 @kind("weights safetensors, a normalisation 200,000 deep")
 def _(path: Path, marker: Path) -> None:
-    save_file(STATE, path, metadata={"mean": "[" * 200_000, "std": "[1]"})
+    save_file(STATE, path, metadata={"normalisation": "[" * 200_000})
 
 
 SAVED: dict[str, Callable[[Path], None]] = {

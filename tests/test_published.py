@@ -222,7 +222,11 @@ def test_a_file_of_weights_is_loaded_into_a_published_network(tmp_path: Path) ->
     torch.manual_seed(1)
     data = images_for(1, classes=5)
     trained = build("squeezenet1_1:small", data)
-    save_file(trained.state_dict(), tmp_path / "w.safetensors", metadata={"mean": "[0.25]", "std": "[0.5]"})
+    save_file(
+        trained.state_dict(),
+        tmp_path / "w.safetensors",
+        metadata={"normalisation": '{"mean": [0.25], "std": [0.5]}'},
+    )
     classifier = load_model("squeezenet1_1:small", data=data, weights=tmp_path / "w.safetensors")
     images = torch.rand(2, 1, 32, 32)
     with torch.no_grad():

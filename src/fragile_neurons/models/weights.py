@@ -21,6 +21,7 @@ from fragile_neurons.errors import InputError
 MOST_DESCRIPTION_BYTES = 4 * 2**20  # names and shapes; a network of 10,000 tensors needs 2 MB
 # the same in a pickle, for some 8,000 tensors: each byte may become an object, and takes a microsecond
 MOST_PICKLE_BYTES = 2**20
+NORMALISATION = "normalisation"  # of the metadata of safetensors: mean and std as JSON
 NESTED_UNDER = ("state_dict", "model", "model_state_dict")
 PREFIXES = ("module.", "_orig_mod.")  # of DataParallel and torch.compile
 UNCOUNTED = "num_batches_tracked"  # old files lack it, and evaluation never reads it
@@ -97,14 +98,16 @@ def _read_safetensors(path: Path, header_bytes: int) -> Weights:
     if header_bytes > MOST_DESCRIPTION_BYTES:
         raise _unreadable(path, f"its header claims {header_bytes:,} bytes")
     with safe_open(path, framework="pt") as file:
-        metadata = file.metadata() or {}
+        stored = json.loads((file.metadata() or {}).get(NORMALISATION, "{}"))
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  not a dict
-    mean, std = (_numbers(metadata.get(key)) for key in ("mean", "std"))
+    mean, std = (None if stored.get(key) is None else _numbers(stored[key]) for key in ("mean", "std"))
     return Weights(_without_prefix(tensors), mean, std)
 
 
-def _numbers(text: str | None) -> tuple[float, ...] | None:
-    return None if text is None else tuple(float(value) for value in json.loads(text))
+def _numbers(values: object) -> tuple[float, ...]:
+    if not isinstance(values, list):
+        raise TypeError(f"its {NORMALISATION} holds a {type(values).__name__}, not a list of numbers")
+    return tuple(float(value) for value in values)
 
 
 def _refuse_zip_tricks(path: Path) -> None:

@@ -18,6 +18,7 @@ from fragile_neurons.classifier import Classifier
 from fragile_neurons.data.catalogue import find_dataset, load_data
 from fragile_neurons.data.images import ImageData
 from fragile_neurons.models.loading import build
+from fragile_neurons.models.weights import NORMALISATION
 from fragile_neurons.norms import format_epsilon
 from fragile_neurons.training.loop import Progress, Schedule, fit
 from fragile_neurons.training.recipes import adversarial_loss, augmented, standard_loss
@@ -55,8 +56,9 @@ def train_model(
     weights = {
         key: tensor.detach().cpu().contiguous() for key, tensor in classifier.module.state_dict().items()
     }
-    normalisation = {"mean": json.dumps(known.mean), "std": json.dumps(known.std)}
-    save_file(weights, output / WEIGHTS, metadata=normalisation)
+    # one entry, because safetensors writes several in an order that changes from run to run
+    normalisation = json.dumps({"mean": known.mean, "std": known.std})
+    save_file(weights, output / WEIGHTS, metadata={NORMALISATION: normalisation})
     card = make_card(classifier, data, test, adversarial=adversarial, command=command)
     (output / CARD).write_text(json.dumps(card, indent=2) + "\n")
 
