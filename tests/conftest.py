@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from fragile_neurons import Classifier, ImageData
+from fragile_neurons import Classifier, ImageData, InputError
+from fragile_neurons.data.catalogue import find_dataset
 
 
 @pytest.fixture
@@ -47,3 +48,12 @@ def small_classifier(small_data: ImageData) -> Classifier:
         nn.functional.cross_entropy(classifier(images), labels).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     return classifier.eval()
+
+
+@pytest.fixture(scope="session")
+def cifar10() -> None:
+    """Real CIFAR-10 on this machine; fetched if it is not, and skipped where no source can be reached."""
+    try:
+        find_dataset("cifar10").fetch(print)
+    except InputError as error:
+        pytest.skip(str(error))

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 import fragile_neurons as fn
-from fragile_neurons.data.catalogue import find_dataset
 from fragile_neurons.models.loading import MODELS
 
 CLAIMS = {"mnist-cnn": 0.99, "mnist-cnn-robust": 0.97, "cifar10-resnet20": 0.90}
@@ -22,9 +21,8 @@ def test_cards_tell_the_truth_about_clean_accuracy_and_fgsm(name: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("cifar10")
 def test_the_card_of_the_cifar_network_tells_the_truth() -> None:
-    if not find_dataset("cifar10").is_fetched:
-        pytest.skip("needs CIFAR-10: fragile-neurons data fetch cifar10")
     hold_against_card("cifar10-resnet20")
 
 

@@ -198,11 +198,9 @@ def dropout_equals_zeroed_weights(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("cifar10")
 def test_the_bundled_cifar_network_is_analysed_on_real_images(tmp_path: Path) -> None:
     main = [sys.executable, "-c", "from fragile_neurons.cli import main; main()"]
-    fetched = subprocess.run([*main, "data", "fetch", "cifar10"], capture_output=True, text=True, check=False)
-    if fetched.returncode:
-        pytest.skip("no source of CIFAR-10 can be reached")
     command = [*main, "analyze", "--model", "cifar10-resnet20", "--data", "cifar10", "--limit", "1000"]
     command += ["--epsilons", "1/255,2/255", "--output", str(tmp_path / "run")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
