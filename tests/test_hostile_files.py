@@ -637,7 +637,7 @@ for line in (root / "warm.txt").read_text().splitlines():  # what is imported la
 for number, name in enumerate(json.loads((root / "kinds.json").read_text())):
     path, marker = root / str(number) / "it", root / f"ran-{number}"
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew; getrusage's has the parent's in it
-    before, start = megabytes("VmRSS"), time.perf_counter()
+    before, start = megabytes("VmRSS"), time.process_time()  # as on an idle machine
     try:
         if name.startswith("weights"):
             read_weights(path)
@@ -650,7 +650,7 @@ for number, name in enumerate(json.loads((root / "kinds.json").read_text())):
         outcome, message = "refused", str(error)
     except BaseException as error:
         outcome, message = type(error).__name__, str(error)
-    seconds, growth = time.perf_counter() - start, megabytes("VmHWM") - before
+    seconds, growth = time.process_time() - start, megabytes("VmHWM") - before
     print(json.dumps([name, outcome, message, seconds, growth, marker.exists()]), flush=True)
 """
 
@@ -675,7 +675,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
         save(root / f"good-{form}")
     (root / "warm.txt").write_text("\n".join(str(root / f"good-{form}") for form in SAVED))
     child = subprocess.run(
-        [sys.executable, "-c", CHILD, str(root)], capture_output=True, text=True, timeout=100, cwd=root
+        [sys.executable, "-c", CHILD, str(root)], capture_output=True, text=True, timeout=300, cwd=root
     )
     found = [json.loads(line) for line in child.stdout.splitlines()]
     assert (child.returncode, len(found)) == (0, len(KINDS)), (found[-1:], child.stderr[-2000:])
