@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 import fragile_neurons as fn
-from fragile_neurons.attacks.apply import ATTACKS, apply_attack
+from fragile_neurons.attacks.apply import apply_attack
+from fragile_neurons.attacks.catalogue import ATTACKS
 from fragile_neurons.attacks.fgsm import fgsm, gradient_sign
 from fragile_neurons.attacks.pgd import pgd
 from fragile_neurons.errors import InputError
@@ -36,7 +37,7 @@ def mnist() -> tuple[fn.Classifier, torch.Tensor, torch.Tensor]:
 def test_every_attack_speaks_the_same_vocabulary(name: str) -> None:
     parameters = inspect.signature(ATTACKS[name]).parameters
     assert list(parameters)[:4] == ["classifier", "images", "labels", "epsilons"]
-    order = ["steps", "step_size", "restarts", "targets", "generator"]
+    order = ["loss", "steps", "step_size", "restarts", "random_start", "targets", "generator"]
     options = list(parameters)[4:]
     assert options == [word for word in order if word in options]
     assert all(parameters[word].kind is inspect.Parameter.KEYWORD_ONLY for word in options)
@@ -180,7 +181,7 @@ def test_apply_refuses_other_shapes_and_nan(wrong: torch.Tensor) -> None:
     def broken(*_: object, **__: object) -> torch.Tensor:
         return wrong
 
-    with pytest.raises(InputError, match="unusable images"):
+    with pytest.raises(InputError, match=r"another shape|not finite"):
         apply_attack(broken, linear_classifier(), torch.rand(8, 1, 6, 6), torch.arange(8) % 2, GRID[1:2])
 
 

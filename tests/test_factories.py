@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from fragile_neurons import InputError, load_model
-from fragile_neurons.models.factories import absolute, make_own
+from fragile_neurons.models.factories import make_own
 from fragile_neurons.neurons import executed_layers
+from fragile_neurons.own import absolute
 
 NETWORK = """
 from collections import OrderedDict
@@ -201,7 +202,7 @@ def refused(name: str, problem: str) -> None:
         ("package.gone:make", r"package\.gone cannot be imported: ModuleNotFoundError: .*'package\.gone'"),
         (":make", r" cannot be imported: ValueError: Empty module name"),
         ("..net:make", r"\.\.net cannot be imported: TypeError: .*relative import for '\.\.net'"),
-        ("net.py:", r"net\.py has no factory named after the colon"),
+        ("net.py:", r"net\.py has no name after the colon"),
         ("net.py:gone", r"net\.py has no gone"),
         ("net:gone", r"net has no gone"),
         ("net.py:None", r"net\.py has no None"),

@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional
 
 from fragile_neurons import Classifier, ImageData, InputError, load_model
-from fragile_neurons.attacks.pgd import pgd
+from fragile_neurons.attacks.pgd import ascend
 from fragile_neurons.data.catalogue import CATALOGUE, find_dataset
 from fragile_neurons.data.dataset import Dataset
 from fragile_neurons.models.loading import MODELS, Model
@@ -320,8 +320,8 @@ def test_the_adversarial_loss_is_the_cross_entropy_on_pgd_images(small_data: Ima
     (attacked,) = seen
     reference.eval()
     generator = torch.Generator().manual_seed(3)
-    options = {"steps": ADVERSARIAL_STEPS, "restarts": 1}
-    expected = pgd(reference, images, labels, [epsilon], generator=generator, **options)[0]
+    steps = ADVERSARIAL_STEPS
+    expected = ascend(reference, images, labels, epsilon, steps=steps, generator=generator)
     assert torch.equal(attacked, expected)
     assert 0 < (attacked - images).abs().max() <= 8 / 255 + 1e-7
     assert 0 <= attacked.min() <= attacked.max() <= 1

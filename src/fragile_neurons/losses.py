@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
+
+Direction = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""From logits (n, classes) and labels (n,) to a loss's gradient at the logits, up to a factor per row."""
 
 
 def cross_entropy_direction(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -19,6 +24,17 @@ def cross_entropy_direction(logits: torch.Tensor, labels: torch.Tensor) -> torch
     gradient = gradient.scatter(1, true, -gradient.sum(dim=1, keepdim=True))
     exponent = torch.frexp(gradient.abs().amax(dim=1, keepdim=True)).exponent
     return torch.ldexp(gradient, -exponent).to(logits.dtype)
+
+
+def margin_direction(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """The gradient of minus the margin at the logits: -1 at the true class, 1 at the best other one.
+
+    Where only signs count, as in PGD, this is also the difference of logits ratio without its scale
+    (Croce and Hein 2020), and serves two classes as well.
+    """
+    true = labels.unsqueeze(1)
+    best = logits.scatter(1, true, -torch.inf).argmax(dim=1, keepdim=True)
+    return torch.zeros_like(logits).scatter(1, best, 1.0).scatter(1, true, -1.0)
 
 
 def margins(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

@@ -11,6 +11,7 @@ import torch
 
 from fragile_neurons.errors import InputError
 
+SMALLEST = 2.0**-24
 LONG_EXPONENT = re.compile(r"[eE][+-]?\d{4}")
 
 
@@ -39,8 +40,16 @@ def parse_epsilon(value: str | float | Fraction) -> Fraction:
 
 
 def parse_epsilons(values: Iterable[str | float | Fraction]) -> tuple[Fraction, ...]:
-    """A grid of budgets, ascending; a budget given twice is refused."""
+    """A grid of budgets, ascending; refused are a budget given twice and one that no pixel can show."""
     epsilons = sorted(parse_epsilon(value) for value in values)
+    for epsilon in epsilons:
+        if 0 < epsilon < SMALLEST:
+            raise InputError(
+                "epsilon is too small for any pixel to show it",
+                given=float(epsilon),
+                allowed=f"0, or at least {SMALLEST:.1g}, the spacing of float32 numbers below 1",
+                fix="give a larger budget",
+            )
     for one, next_one in pairwise(epsilons):
         if one == next_one:
             raise InputError(
@@ -67,7 +76,7 @@ def perturb(images: torch.Tensor, direction: torch.Tensor, epsilon: Fraction) ->
     return (images + float(epsilon) * direction).clamp(0.0, 1.0)
 
 
-def project(candidates: torch.Tensor, images: torch.Tensor, epsilon: Fraction) -> torch.Tensor:
+def project(candidates: torch.Tensor, images: torch.Tensor, epsilon: Fraction | torch.Tensor) -> torch.Tensor:
     """The nearest images within epsilon of `images` and within [0, 1]."""
-    radius = float(epsilon)
+    radius = float(epsilon) if isinstance(epsilon, Fraction) else epsilon
     return candidates.clamp(images - radius, images + radius).clamp(0.0, 1.0)

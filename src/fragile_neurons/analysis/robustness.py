@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from fragile_neurons.attacks.apply import apply_attack, find_attack
+from fragile_neurons.attacks.apply import apply_attack
+from fragile_neurons.attacks.catalogue import find_attack
 from fragile_neurons.classifier import Classifier, evaluating
 from fragile_neurons.data.batches import batches
 from fragile_neurons.data.images import ImageData

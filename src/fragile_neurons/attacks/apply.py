@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Protocol
 
 import torch
 
-from fragile_neurons.attacks.fgsm import fgsm
-from fragile_neurons.attacks.pgd import pgd
 from fragile_neurons.classifier import Classifier
-from fragile_neurons.errors import InputError, check_choice
+from fragile_neurons.errors import FragileNeuronsError, InputError
 from fragile_neurons.losses import margins
 from fragile_neurons.norms import project
+from fragile_neurons.own import told
 
 
 class Attack(Protocol):
@@ -31,22 +31,27 @@ class Attack(Protocol):
     ) -> torch.Tensor: ...
 
 
-ATTACKS: dict[str, Attack] = {"fgsm": fgsm, "pgd": pgd}
+@dataclass
+class Passes:
+    """Images that went through the network, and gradients that came back."""
+
+    forward: int = 0
+    backward: int = 0
 
 
 @dataclass(frozen=True)
 class Attacked:
-    """What an attack did: images (epsilons, n, c, h, w); predictions and margins (epsilons, n)."""
+    """What an attack did: images (epsilons, n, c, h, w); predictions and margins (epsilons, n).
+
+    excess: (epsilons,) how far its images lay outside the ball or [0, 1], at most, before they were
+    projected. passes: what it took, without the pass that judges.
+    """
 
     images: torch.Tensor
     predictions: torch.Tensor
     margins: torch.Tensor
-
-
-def find_attack(name: str) -> Attack:
-    """The attack of this name; an InputError that lists all names otherwise."""
-    check_choice("attack", name, ATTACKS)
-    return ATTACKS[name]
+    excess: torch.Tensor
+    passes: Passes
 
 
 def apply_attack(
@@ -60,16 +65,31 @@ def apply_attack(
 ) -> Attacked:
     """Run an attack; project into ball and pixel range; judge its images by a pass of their own.
 
-    Raises InputError where the attack returns another shape or values that are not finite.
+    Raises InputError where the attack fails, changes what it was given, or returns another shape or
+    values that are not finite.
     """
-    found = attack(classifier, images, labels, epsilons, generator=generator)
-    if found.shape != (len(epsilons), *images.shape) or not torch.isfinite(found).all():
-        raise InputError(
-            "the attack returned unusable images",
-            given=f"shape {tuple(found.shape)}, finite: {bool(torch.isfinite(found).all())}",
-            allowed=f"finite images of shape {(len(epsilons), *images.shape)}",
-            fix="correct the attack",
+    given, truth = images.clone(), labels.clone()
+    with counting(classifier) as passes:
+        try:
+            found = attack(classifier, given, truth, epsilons, generator=generator)
+        except FragileNeuronsError:
+            raise
+        except Exception as error:  # whatever a foreign attack raises
+            raise _unusable("the attack failed", told(error), "an attack that returns images") from error
+    if not (torch.equal(given, images) and torch.equal(truth, labels)):
+        raise _unusable(
+            "the attack changed what it was given", "other images or labels", "an attack that works on copies"
         )
+    shape = (len(epsilons), *images.shape)
+    if not isinstance(found, torch.Tensor) or found.shape != shape:
+        returned = tuple(found.shape) if isinstance(found, torch.Tensor) else type(found).__name__
+        raise _unusable("the attack returned another shape", returned, f"images of shape {shape}")
+    if not torch.isfinite(found).all():
+        count = int((~torch.isfinite(found)).sum())
+        raise _unusable(
+            "the attack returned images that are not finite", f"{count} NaN or infinite pixels", "pixels"
+        )
+    found = found.detach().to(images)
     projected = torch.stack(
         [project(one, images, epsilon) for one, epsilon in zip(found, epsilons, strict=True)]
     )
@@ -79,4 +99,30 @@ def apply_attack(
         images=projected,
         predictions=logits.argmax(dim=2),
         margins=margins(logits, labels),
+        excess=(found - projected).abs().flatten(1).amax(dim=1),
+        passes=passes,
     )
+
+
+@contextmanager
+def counting(classifier: Classifier) -> Iterator[Passes]:
+    """Count the images that pass the classifier inside the block, forward and back."""
+    passes = Passes()
+
+    def back(gradient: torch.Tensor) -> None:
+        passes.backward += len(gradient)
+
+    def forth(_module: object, _inputs: object, logits: torch.Tensor) -> None:
+        passes.forward += len(logits)
+        if logits.requires_grad:
+            logits.register_hook(back)  # type: ignore[no-untyped-call]
+
+    handle = classifier.register_forward_hook(forth)
+    try:
+        yield passes
+    finally:
+        handle.remove()
+
+
+def _unusable(problem: str, given: object, allowed: str) -> InputError:
+    return InputError(problem, given=given, allowed=allowed, fix="correct the attack, see docs/attacks.md")

@@ -9,14 +9,17 @@ import torch
 
 from fragile_neurons.classifier import Classifier
 from fragile_neurons.errors import InputError
-from fragile_neurons.losses import cross_entropy_direction
+from fragile_neurons.losses import Direction, cross_entropy_direction
 from fragile_neurons.norms import perturb
 
 
 def gradient_sign(
-    classifier: Classifier, images: torch.Tensor, labels: torch.Tensor
+    classifier: Classifier,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    loss: Direction = cross_entropy_direction,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The logits, and the sign of the gradient of the cross-entropy at the images; sign(0) = 0."""
+    """The logits, and the sign of the gradient of the loss at the images; sign(0) = 0."""
     with torch.enable_grad():
         leaves = images.detach().requires_grad_(True)
         logits = classifier(leaves)
@@ -27,7 +30,7 @@ def gradient_sign(
                 allowed="a network that autograd can differentiate",
                 fix="remove torch.no_grad, detach and inference_mode from its forward",
             )
-        direction = cross_entropy_direction(logits.detach(), labels)
+        direction = loss(logits.detach(), labels)
         (gradient,) = torch.autograd.grad(logits, leaves, grad_outputs=direction)
     finite = torch.isfinite(gradient).flatten(1).all(dim=1)
     if not finite.all():

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from fragile_neurons import own
 from fragile_neurons.classifier import parse_device
 from fragile_neurons.cli import options
 from fragile_neurons.cli.console import progress
@@ -15,7 +16,6 @@ from fragile_neurons.cli.findings import show_run
 from fragile_neurons.data import catalogue
 from fragile_neurons.data.catalogue import DEFAULT_LIMIT, count_images, default_epsilons
 from fragile_neurons.errors import InputError
-from fragile_neurons.models import factories
 from fragile_neurons.models.loading import TORCHVISION, default_data
 from fragile_neurons.norms import format_epsilon, parse_epsilons
 from fragile_neurons.runs.spec import Spec, make_spec, read_spec
@@ -109,7 +109,7 @@ def _spec(given: dict[str, object], *, nothing_asked: bool) -> Spec:
         **taken
         | {
             # paths are made absolute: a run is found again from any folder
-            "model": factories.absolute(model),
+            "model": own.absolute(model),
             "weights": weights
             if weights in (None, TORCHVISION)
             else str(Path(os.path.expanduser(str(weights))).absolute()),

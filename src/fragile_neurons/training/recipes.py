@@ -7,7 +7,7 @@ from fractions import Fraction
 import torch
 from torch.nn import functional
 
-from fragile_neurons.attacks.pgd import pgd
+from fragile_neurons.attacks.pgd import ascend
 from fragile_neurons.classifier import Classifier, evaluating
 from fragile_neurons.data.dataset import Dataset
 from fragile_neurons.training.loop import Loss, Schedule
@@ -63,15 +63,9 @@ def adversarial_loss(classifier: Classifier, epsilon: Fraction) -> Loss:
 
     def loss(images: torch.Tensor, labels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         with evaluating(classifier):
-            attacked = pgd(
-                classifier,
-                images,
-                labels,
-                [epsilon],
-                steps=ADVERSARIAL_STEPS,
-                restarts=1,
-                generator=generator,
-            )[0]
+            attacked = ascend(
+                classifier, images, labels, epsilon, steps=ADVERSARIAL_STEPS, generator=generator
+            )
         return functional.cross_entropy(classifier(attacked), labels)
 
     return loss
