@@ -37,7 +37,7 @@ def mnist() -> tuple[fn.Classifier, torch.Tensor, torch.Tensor]:
 def test_every_attack_speaks_the_same_vocabulary(name: str) -> None:
     parameters = inspect.signature(ATTACKS[name]).parameters
     assert list(parameters)[:4] == ["classifier", "images", "labels", "epsilons"]
-    order = ["loss", "steps", "step_size", "restarts", "random_start", "targets", "generator"]
+    order = ["losses", "steps", "step_size", "decay", "restarts", "random_start", "targets", "generator"]
     options = list(parameters)[4:]
     assert options == [word for word in order if word in options]
     assert all(parameters[word].kind is inspect.Parameter.KEYWORD_ONLY for word in options)

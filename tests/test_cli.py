@@ -418,7 +418,7 @@ def asked(monkeypatch: pytest.MonkeyPatch, command: Command) -> Callable[..., Sp
     def stop(spec: Spec, **_: object) -> None:
         raise Asked(spec)
 
-    monkeypatch.setattr(importlib.import_module("fragile_neurons.cli.analyze"), "analyze_spec", stop)
+    monkeypatch.setattr(importlib.import_module("fragile_neurons.cli.analyze"), "run_spec", stop)
 
     def ask(*options: str) -> Spec:
         with pytest.raises(Asked) as carried:

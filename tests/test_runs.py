@@ -43,7 +43,7 @@ from fragile_neurons.runs.export import write_file
 from fragile_neurons.runs.ledger import PARTIAL, Ledger
 from fragile_neurons.runs.plan import Unit, make_plan
 from fragile_neurons.runs.spec import Spec, make_spec, read_spec
-from fragile_neurons.workflows import analyze_spec, run_subject, silent
+from fragile_neurons.workflows import run_spec, run_subject, silent
 
 CONTRACT_FILES = {
     "spec.toml",
@@ -306,14 +306,14 @@ REPEAT = """
 import sys
 from pathlib import Path
 from fragile_neurons.runs.spec import read_spec
-from fragile_neurons.workflows import analyze_spec
-analyze_spec(read_spec(Path(sys.argv[1])), output=sys.argv[2])
+from fragile_neurons.workflows import run_spec
+run_spec(read_spec(Path(sys.argv[1])), output=sys.argv[2])
 """
 
 
 def test_a_spec_repeats_a_run_in_another_environment_byte_for_byte(tmp_path: Path) -> None:
     spec = make_spec(model="mnist-cnn", data="mnist", limit=20, neurons="3", epsilons=["0.1"], threads=1)
-    first = analyze_spec(spec, output=tmp_path / "first").folder
+    first = run_spec(spec, output=tmp_path / "first").folder
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     environment = os.environ | {

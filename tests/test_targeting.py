@@ -12,7 +12,7 @@ from torch import nn
 
 import fragile_neurons as fn
 from fragile_neurons.analysis.disturbance import Disturbances, _partners
-from fragile_neurons.analysis.robustness import Predictions
+from fragile_neurons.analysis.predictions import Predictions
 from fragile_neurons.analysis.selection import Selection, select
 from fragile_neurons.analysis.targeting import Targeting, summarise_targeting
 from fragile_neurons.errors import InputError

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fragile_neurons.analysis.robustness import Predictions
+from fragile_neurons.analysis.predictions import Predictions
 from fragile_neurons.analysis.verdicts import Drops, Rule, judge_adversarial, judge_clean
 from fragile_neurons.errors import InputError
 from fragile_neurons.stats import benjamini_hochberg, mcnemar

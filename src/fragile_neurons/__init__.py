@@ -12,7 +12,7 @@ from fragile_neurons.data.images import ImageData
 from fragile_neurons.errors import FragileNeuronsError, IncompleteError, InputError, IntegrityError
 from fragile_neurons.models.loading import load_model
 from fragile_neurons.runs.run import Run, open_run
-from fragile_neurons.workflows import analyze
+from fragile_neurons.workflows import analyze, evaluate
 
 __all__ = [
     "Classifier",
@@ -25,6 +25,7 @@ __all__ = [
     "analyze",
     "correlate",
     "dropout",
+    "evaluate",
     "load_data",
     "load_model",
     "open_run",

@@ -1,73 +1,305 @@
-"""Flagged checks: what does not stop an analysis, but decides how far its numbers can be trusted."""
+"""The flagged checks: what does not stop an analysis, but decides how far its numbers can be trusted."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from scipy.optimize import linear_sum_assignment
 
-from fragile_neurons.classifier import Classifier, evaluating
-from fragile_neurons.data.batches import batches
-from fragile_neurons.data.images import ImageData
+from fragile_neurons.attacks.autoattack import INSTALL
+from fragile_neurons.evidence import GIVEN, LABEL, Arrays
 from fragile_neurons.probe import Check
 from fragile_neurons.stats import mcnemar
 
-CHECKED_IMAGES = 256
-CHECKED_BATCH = 64
-IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-BETTER = 0.05  # gain of accuracy, as a fraction, from which another reading of the inputs is flagged
-SURE = 0.001  # p from which it is, over all readings tried
 TIMES_CHANCE = 2
-REORDERED = 0.2  # gain of accuracy from which classes in another order are flagged
+SURE = 0.001  # p from which another reading or order of classes counts, over all that were tried
 IMAGES_PER_CLASS = 5
-LABEL, GIVEN = "label", "as given"
-
-Arrays = dict[str, npt.NDArray[Any]]
-
-
-def observe_inputs(classifier: Classifier, data: ImageData, *, images: int) -> Arrays:
-    """What the network says of the first images as given, and of the same under other normalisations."""
-    found: dict[str, list[npt.NDArray[Any]]] = {}
-    with evaluating(classifier), torch.no_grad():
-        pixels = data[:images][0].to(classifier.device)
-        readings = _readings(classifier, pixels)
-        for batch in batches(data, CHECKED_BATCH, classifier.device, 0, images):
-            found.setdefault(LABEL, []).append(batch.labels[: batch.count].cpu().numpy())
-            for name, (mean, std) in readings.items():
-                with _normalised(classifier, mean, std):
-                    predicted = classifier(batch.images)[: batch.count].argmax(-1)
-                found.setdefault(name, []).append(predicted.cpu().numpy())
-    return {name: np.concatenate(parts) for name, parts in found.items()}
+RATIO = (0.5, 2.0)
+NEVER = "there is always an answer"
+CHANCE = "clean accuracy is below twice chance"
+Bools = npt.NDArray[np.bool_]
 
 
-def check_inputs(observed: Arrays, classes: tuple[str, ...]) -> tuple[Check, ...]:
-    """Whether the network sees these images and classes as it was trained to."""
+@dataclass(frozen=True)
+class Question:
+    """A check: its statistic, larger is worse; a warning above `warn`, failed above `fail`."""
+
+    name: str
+    statistic: str
+    warn: float
+    fail: float | None
+    waived: str
+    advice: str
+
+    def answer(self, value: float | None, told: str = "") -> Check:
+        """The Check for this value; None where the question does not apply."""
+        if value is None:
+            return Check(self.name, "not applicable", None, f"does not apply: {told or self.waived}")
+        failed = self.fail is not None and value > self.fail
+        status = "fail" if failed else "warn" if value > self.warn else "pass"
+        meaning = f"{self.statistic}; {told}" if told else self.statistic
+        advice = "" if status == "pass" else self.advice
+        return Check(self.name, status, value, meaning, advice, self.warn, self.fail)
+
+
+_INPUTS = (
+    Question(
+        "pixel range",
+        "how far a pixel lies outside [0, 1]",
+        0.0,
+        0.0,
+        NEVER,
+        "give images in [0, 1], and mean and std to the classifier",
+    ),
+    Question(
+        "above chance",
+        "twice chance (of two classes 75 %) minus clean accuracy",
+        0.0,
+        None,
+        NEVER,
+        "nothing here says much about a trained network; check the weights, the normalisation and the order "
+        "of the classes",
+    ),
+    Question(
+        "normalisation",
+        "accuracy gained under another normalisation, where that is sure",
+        0.05,
+        0.05,
+        NEVER,
+        "the network does not see the images as it was trained to",
+    ),
+    Question(
+        "class order",
+        "accuracy gained with the outputs in another order, where that is sure",
+        0.2,
+        0.2,
+        f"fewer than {IMAGES_PER_CLASS} images per class",
+        "order the data's classes as the network has them (folders are sorted)",
+    ),
+    Question(
+        "zero gradient",
+        "share of images at which no pixel has a gradient",
+        0.01,
+        0.1,
+        NEVER,
+        "attacks that climb a gradient prove nothing here; look for rounding, a saturated softmax or a "
+        "detach, and trust only attacks without gradients (square)",
+    ),
+    Question(
+        "gradient",
+        "share of images where the margin does not change as its gradient says, by half or double",
+        0.1,
+        0.5,
+        "no image has a gradient that rounding does not hide",
+        "something in the network hides its true gradient, as a detach, rounding or a made-up backward pass "
+        "does; attack a copy without it",
+    ),
+    Question(
+        "equal logits",
+        "share of images where all logits but the largest are equal",
+        0.05,
+        0.5,
+        "there are two classes",
+        "the outputs are decisions, not scores; take the logits before them",
+    ),
+    Question(
+        "epsilon 0",
+        "share of images that are predicted otherwise under FGSM of epsilon 0",
+        0.0,
+        0.01,
+        NEVER,
+        "the network does not answer the same image alike; make it deterministic",
+    ),
+)
+_ATTACKS = (
+    Question(
+        "budget and bounds",
+        "how far an attack's images lay outside the ball or [0, 1], before they were projected",
+        1e-5,
+        1e-3,
+        NEVER,
+        "the projected images may be weak; correct the attack, it works on pixels in [0, 1]",
+    ),
+    Question(
+        "worst case",
+        "accuracy reported as the worst case minus the least of any attack",
+        0.0,
+        0.0,
+        "there is one attack",
+        "take the worst case of each image, never a mean over attacks",
+    ),
+    Question(
+        "rising accuracy",
+        "largest rise of the worst case from one epsilon to the next",
+        0.0,
+        0.02,
+        "there is one epsilon",
+        "the attacks are too weak at the larger epsilon; give more steps, restarts or attacks",
+    ),
+    Question(
+        "PGD and FGSM",
+        "accuracy under PGD minus under FGSM",
+        0.02,
+        0.05,
+        CHANCE,
+        "the gradient misleads an attack of many steps; look for gradient masking",
+    ),
+    Question(
+        "unbounded PGD",
+        "accuracy under PGD of epsilon 1",
+        0.01,
+        0.05,
+        CHANCE,
+        "an attack that may do anything fails, so it fails for lack of a gradient, not for robustness",
+    ),
+    Question(
+        "steps",
+        "accuracy that twice the steps of PGD take away",
+        0.02,
+        0.1,
+        CHANCE,
+        "PGD has not converged; add pgd-strong or autoattack",
+    ),
+    Question(
+        "restarts",
+        "share of images that one restart of PGD fools and all of them do not",
+        0.0,
+        0.02,
+        CHANCE,
+        "keep the worst restart of each image",
+    ),
+    Question(
+        "Square",
+        "accuracy under PGD minus under Square, which uses no gradient",
+        0.02,
+        0.05,
+        CHANCE,
+        "the gradient is masked: trust Square, not PGD",
+    ),
+    Question(
+        "transferred",
+        "accuracy under PGD minus under images made on a linear network",
+        0.02,
+        0.05,
+        CHANCE,
+        "the gradient is masked: images made elsewhere fool the network better than its own",
+    ),
+    Question(
+        "noise",
+        "accuracy under PGD minus under random signs",
+        0.02,
+        0.05,
+        CHANCE,
+        "PGD is no better than chance: the gradient is masked",
+    ),
+    Question(
+        "losses",
+        "accuracy under PGD on the cross-entropy and on the margin, their difference",
+        0.05,
+        0.15,
+        CHANCE,
+        "one of the losses is flat; take the worst case of pgd and pgd-margin",
+    ),
+    Question(
+        "temperature",
+        "accuracy that PGD takes away when the logits are divided by their median margin",
+        0.05,
+        0.15,
+        CHANCE,
+        "the softmax is saturated by the scale of the logits; attack the margin or smaller logits",
+    ),
+)
+QUESTIONS = {question.name: question for question in (*_INPUTS, *_ATTACKS)}
+
+
+def check_inputs(observed: Arrays, gradients: Arrays, classes: tuple[str, ...]) -> tuple[Check, ...]:
+    """Whether the network sees the images as it was trained to, and its gradient can be trusted."""
     label = observed[LABEL]
     right = {name: values == label for name, values in observed.items() if name != LABEL}
+    ratio = gradients["ratio"][~np.isnan(gradients["ratio"])]
+    odd = float(((ratio < RATIO[0]) | (ratio > RATIO[1])).mean()) if len(ratio) else None
+    images = f"of {len(label)} images"
     return (
+        _ask("pixel range", float(gradients["excess"].max())),
         _above_chance(right[GIVEN], len(classes)),
         _normalisation(right, len(classes)),
         _class_order(observed[GIVEN], label, classes),
+        _ask("zero gradient", float(gradients["zero"].mean()), images),
+        _ask("gradient", odd, "" if odd is None else f"of {len(ratio)} images"),
+        _ask("equal logits", float(gradients["equal"].mean()) if len(classes) > 2 else None),
+        _ask("epsilon 0", float(gradients["moved"].mean()), images),
     )
 
 
-def _above_chance(right: npt.NDArray[np.bool_], classes: int) -> Check:
-    accuracy, needed = float(right.mean()), _enough(classes)
-    if accuracy >= needed:
-        return Check("above chance", "pass", accuracy, f"clean accuracy on {len(right)} images")
-    return Check(
-        "above chance",
-        "warn",
-        accuracy,
-        f"clean accuracy on {len(right)} images is below {needed:.3g}, and chance is {1 / classes:.3g}: "
-        "nothing here says much about a trained network; check the weights, the normalisation and the order "
-        "of the classes",
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """What an evaluation is judged by.
+
+    reported, worst: (epsilons, n) bool, right under each attack and in the worst case. excess: how far
+    each attack left its budget. clean: (checked,) right without attack. held: (epsilons, checked) right
+    under each of the attacks that are held against each other, at the epsilons above 0; unbounded:
+    (1, checked).
+    """
+
+    reported: Mapping[str, Bools]
+    worst: Bools
+    excess: Mapping[str, float]
+    clean: Bools
+    held: Mapping[str, Bools]
+    unbounded: Bools
+    classes: int
+
+
+def check_attacks(evidence: Evidence) -> tuple[Check, ...]:
+    """Whether the attacks are as strong as attacks on this network can be expected to be."""
+    least = np.min([right.mean(axis=1) for right in evidence.reported.values()], axis=0)
+    worst = evidence.worst.mean(axis=1)
+    outside = max(evidence.excess, key=lambda name: evidence.excess[name])
+    held, applies = evidence.held, bool(evidence.clean.mean() >= _enough(evidence.classes))
+    images = f"of {len(evidence.clean)} images"
+
+    def compare(name: str, larger: str, smaller: str) -> Check:
+        """The largest difference of accuracy over the epsilons."""
+        if not applies or not len(held[larger]):
+            return _ask(name, None)
+        gaps = held[larger].mean(axis=1) - held[smaller].mean(axis=1)
+        return _ask(name, float(gaps.max()), images)
+
+    both = [held[name].mean(axis=1) for name in ("PGD", "PGD, margin")]
+    lost = ~held["PGD, one restart"] & held["PGD"]
+    any_held = applies and bool(len(held["PGD"]))
+    return (
+        _ask("budget and bounds", evidence.excess[outside], outside),
+        _ask("worst case", float((worst - least).max()) if len(evidence.reported) > 1 else None),
+        _ask("rising accuracy", float(np.diff(worst).max()) if len(worst) > 1 else None),
+        compare("PGD and FGSM", "PGD", "FGSM"),
+        _ask(
+            "unbounded PGD", float(evidence.unbounded.mean()) if applies else None, images if applies else ""
+        ),
+        compare("steps", "PGD", "PGD, twice the steps"),
+        _ask("restarts", float(lost.mean(axis=1).max()) if any_held else None),
+        compare("Square", "PGD", "Square")
+        if "Square" in held
+        else _ask("Square", None, f"pyautoattack is not installed: {INSTALL}"),
+        compare("transferred", "PGD", "transferred"),
+        compare("noise", "PGD", "noise"),
+        _ask("losses", float(np.abs(both[0] - both[1]).max()) if any_held else None),
+        compare("temperature", "PGD", "PGD, tempered"),
     )
+
+
+def _ask(name: str, value: float | None, told: str = "") -> Check:
+    return QUESTIONS[name].answer(value, told)
+
+
+def _above_chance(right: Bools, classes: int) -> Check:
+    accuracy = float(right.mean())
+    told = f"{100 * accuracy:.1f} % right of {len(right)} images, chance is {100 / classes:.3g} %"
+    return _ask("above chance", _enough(classes) - accuracy, told)
 
 
 def _enough(classes: int) -> float:
@@ -75,30 +307,26 @@ def _enough(classes: int) -> float:
     return min(TIMES_CHANCE / classes, (1 + 1 / classes) / 2)
 
 
-def _normalisation(right: dict[str, npt.NDArray[np.bool_]], classes: int) -> Check:
+def _normalisation(right: dict[str, Bools], classes: int) -> Check:
     given = right[GIVEN]
     others = {name: values for name, values in right.items() if name != GIVEN}
     gain, best = max((float(values.mean() - given.mean()), name) for name, values in others.items())
     lost, gained = int((given & ~others[best]).sum()), int((others[best] & ~given).sum())
     sure = float(mcnemar(lost, gained)) * len(others) <= SURE
     # chance is better than a network whose classes are in another order
-    if gain < BETTER or not sure or others[best].mean() < _enough(classes):
-        return Check(
-            "normalisation", "pass", gain, "no other normalisation makes the network right on more images"
-        )
-    return Check(
+    if gain <= QUESTIONS["normalisation"].warn or not sure or others[best].mean() < _enough(classes):
+        return _ask("normalisation", 0.0, "no other makes the network right on more images")
+    return _ask(
         "normalisation",
-        "fail",
         gain,
         f"the network is right on {100 * others[best].mean():.0f} % of {len(given)} images {best}, "
         f"on {100 * given.mean():.0f} % as given: {_REMEDIES.get(best, _GIVE_IT)}",
     )
 
 
-def _class_order(predicted: npt.NDArray[Any], label: npt.NDArray[Any], classes: tuple[str, ...]) -> Check:
+def _class_order(predicted: npt.NDArray[Any], label: npt.NDArray[Any], classes: Sequence[str]) -> Check:
     if len(label) < IMAGES_PER_CLASS * len(classes):
-        few = f"does not apply below {IMAGES_PER_CLASS} images per class"
-        return Check("class order", "pass", 0.0, few)
+        return _ask("class order", None)
     # an order found on one half is judged on the other, or chance alone would look like one; every
     # class is in both, also where the images come class by class or by turns
     halves = np.empty(len(label), np.int64)
@@ -111,22 +339,21 @@ def _class_order(predicted: npt.NDArray[Any], label: npt.NDArray[Any], classes: 
     given, reordered = predicted == label, renamed == label
     gain = float(reordered.mean() - given.mean())
     p = float(mcnemar(int((given & ~reordered).sum()), int((reordered & ~given).sum())))
-    if gain < REORDERED or p > SURE or reordered.mean() < _enough(len(classes)):
-        return Check("class order", "pass", gain, "no other order of the classes fits the outputs better")
+    if p > SURE or gain <= QUESTIONS["class order"].warn or reordered.mean() < _enough(len(classes)):
+        return _ask("class order", 0.0, "no other order of the classes fits the outputs better")
     order = _best_order(predicted, label, np.ones(len(label), bool), len(classes))
     moved = [f"output {row} is {classes[to]!r}" for row, to in enumerate(order) if row != to]
     shown = ", ".join([*moved[:4], *["..."][: len(moved) - 4]])
-    return Check(
+    return _ask(
         "class order",
-        "fail",
         gain,
         f"the classes seem to be in another order ({shown}): {100 * reordered.mean():.0f} % right instead of "
-        f"{100 * given.mean():.0f} %; order the data's classes as the network has them (folders are sorted)",
+        f"{100 * given.mean():.0f} %",
     )
 
 
 def _best_order(
-    predicted: npt.NDArray[Any], label: npt.NDArray[Any], rows: npt.NDArray[np.bool_], classes: int
+    predicted: npt.NDArray[Any], label: npt.NDArray[Any], rows: Bools, classes: int
 ) -> npt.NDArray[np.int64]:
     """For each output the class that it is, by the assignment with the most images right."""
     counts = np.zeros((classes, classes), np.int64)
@@ -140,41 +367,3 @@ _REMEDIES = {
     "of values 0 to 255": "it was trained on 0 to 255; give --mean 0 --std 0.00392156862745098 per channel",
 }
 _GIVE_IT = "give these as --mean and --std"
-
-
-def _readings(
-    classifier: Classifier, pixels: torch.Tensor
-) -> dict[str, tuple[torch.Tensor | None, torch.Tensor | None]]:
-    """Normalisations that networks are trained with; the images' own moments stand for the data set's."""
-    channels = pixels.shape[1]
-
-    def of(mean: list[float], std: list[float]) -> tuple[torch.Tensor, torch.Tensor]:
-        made = [torch.tensor(values, device=pixels.device).view(1, -1, 1, 1) for values in (mean, std)]
-        return made[0], made[1]
-
-    own = [getattr(pixels, moment)(dim=(0, 2, 3)) for moment in ("mean", "std")]
-    shown = [", ".join(f"{float(value):.4g}" for value in moment) for moment in own]
-    readings: dict[str, tuple[torch.Tensor | None, torch.Tensor | None]] = {
-        GIVEN: (classifier.mean, classifier.std),
-        "of values 0 to 255": of([0.0] * channels, [1 / 255] * channels),
-        "with mean 0.5 and std 0.5": of([0.5] * channels, [0.5] * channels),
-        f"with mean {shown[0]} and std {shown[1]}": of(own[0].tolist(), own[1].clamp(min=1e-3).tolist()),
-    }
-    if classifier.mean is not None:
-        readings["without it"] = (None, None)
-    if channels == len(IMAGENET[0]):
-        mean, std = IMAGENET
-        readings[f"with ImageNet's mean {mean} and std {std}"] = of(list(mean), list(std))
-    return readings
-
-
-@contextmanager
-def _normalised(
-    classifier: Classifier, mean: torch.Tensor | None, std: torch.Tensor | None
-) -> Iterator[None]:
-    kept = classifier.mean, classifier.std
-    classifier.mean, classifier.std = mean, std
-    try:
-        yield
-    finally:
-        classifier.mean, classifier.std = kept

@@ -19,12 +19,19 @@ TOLERANCE = 1e-4  # of the largest logit; batch-mates and repeats may only move 
 
 @dataclass(frozen=True)
 class Check:
-    """One question about a network, its answer (pass, warn or fail), and what the answer means."""
+    """One question about a network, its answer (pass, warn, fail or not applicable) and what it means.
+
+    value: None where the question does not apply. advice: what to do. warn, fail: the values above
+    which it is flagged, where there are any.
+    """
 
     name: str
     status: str
-    value: float
+    value: float | None
     meaning: str
+    advice: str = ""
+    warn: float | None = None
+    fail: float | None = None
 
 
 def probe(

@@ -9,20 +9,23 @@ from fractions import Fraction
 from pathlib import Path
 
 from fragile_neurons.analysis.verdicts import Rule
+from fragile_neurons.attacks.catalogue import missing_extra
 from fragile_neurons.classifier import Classifier
 from fragile_neurons.data.images import ImageData
+from fragile_neurons.evidence import conditions
 from fragile_neurons.honesty import check_inputs
 from fragile_neurons.norms import format_epsilon, parse_epsilons
 from fragile_neurons.report.tables import write_markdown
 from fragile_neurons.runs.engines.local import run_units
+from fragile_neurons.runs.evaluation import collect_evaluation
 from fragile_neurons.runs.execute import Subject, open_spec, open_subject
-from fragile_neurons.runs.export import FILES, export_files, write_file
+from fragile_neurons.runs.export import export_analysis, export_evaluation, write_file
 from fragile_neurons.runs.folder import REPORTS, open_ledger, readable_disk_errors, resumable
 from fragile_neurons.runs.ledger import Ledger
-from fragile_neurons.runs.plan import make_plan
+from fragile_neurons.runs.plan import make_plan, plan_evaluation
 from fragile_neurons.runs.results import collect_results
 from fragile_neurons.runs.run import Run, open_run
-from fragile_neurons.runs.spec import Spec, make_spec
+from fragile_neurons.runs.spec import EvaluateSpec, Spec, make_spec
 
 log = logging.getLogger(__name__)
 
@@ -56,12 +59,7 @@ def analyze(
     """Dropout, targeting and their correlation, into a run folder (default runs/<name>); resumes there."""
     Rule(verdict_rule, tolerance)
     spec = make_spec(
-        model=classifier.name,
-        mean=None if classifier.mean is None else classifier.mean.flatten().tolist(),
-        std=None if classifier.std is None else classifier.std.flatten().tolist(),
-        data=data.name,
-        split=data.split,
-        limit=len(data),
+        **_subject_options(classifier, data),
         layer=layer,
         neurons=neurons if isinstance(neurons, str) else ",".join(neurons),
         site=site,
@@ -70,14 +68,49 @@ def analyze(
         mode=mode,
         verdict_rule=verdict_rule,
         tolerance=tolerance,
-        device=str(classifier.device),
         batch_size=batch_size,
         seed=seed,
     )
     return run_subject(open_subject(spec, classifier, data), output=output, force=force, progress=progress)
 
 
-def analyze_spec(
+def evaluate(
+    classifier: Classifier,
+    data: ImageData,
+    *,
+    output: str | Path | None = None,
+    attacks: Sequence[str] = ("fgsm", "pgd", "pgd-margin"),
+    epsilons: Sequence[str | float | Fraction],
+    batch_size: int = 256,
+    seed: int = 0,
+    force: bool = False,
+    progress: Progress = silent,
+) -> Run:
+    """Accuracy under each attack and in the worst case, with its checks, into a run folder; resumes there."""
+    spec = make_spec(
+        command="evaluate",
+        attacks=list(attacks),
+        epsilons=[format_epsilon(epsilon) for epsilon in parse_epsilons(epsilons)],
+        **_subject_options(classifier, data),
+        batch_size=batch_size,
+        seed=seed,
+    )
+    return run_subject(open_subject(spec, classifier, data), output=output, force=force, progress=progress)
+
+
+def _subject_options(classifier: Classifier, data: ImageData) -> dict[str, object]:
+    return {
+        "model": classifier.name,
+        "mean": None if classifier.mean is None else classifier.mean.flatten().tolist(),
+        "std": None if classifier.std is None else classifier.std.flatten().tolist(),
+        "data": data.name,
+        "split": data.split,
+        "limit": len(data),
+        "device": str(classifier.device),
+    }
+
+
+def run_spec(
     spec: Spec, *, output: str | Path | None = None, force: bool = False, progress: Progress = silent
 ) -> Run:
     """The same for a model and data by name; the run of the same spec is continued or found done."""
@@ -96,7 +129,12 @@ def run_subject(subject: Subject, *, output: str | Path | None, force: bool, pro
     spec = subject.spec
     folder = Path("runs") / spec.run_name if output is None else Path(output)
     assert spec.found is not None
-    units = make_plan(subject.selection, spec.found.images, spec.batch_size)
+    if isinstance(spec, EvaluateSpec):
+        runnable = [name for name in spec.attacks if name not in spec.unavailable]
+        held = [name for name in conditions(subject.data) if name != "Square" or not missing_extra("square")]
+        units = plan_evaluation(runnable, held, spec.found.images, spec.batch_size)
+    else:
+        units = make_plan(subject.selection, spec.found.images, spec.batch_size)
     with (
         readable_disk_errors(folder),
         open_ledger(folder, spec, units, force=force) as ledger,
@@ -105,10 +143,13 @@ def run_subject(subject: Subject, *, output: str | Path | None, force: bool, pro
         ledger.forget_damage()
         _run_pending(subject, ledger, progress)
         if not ledger.is_exported:
-            export_files(folder, subject, collect_results(subject, ledger))
+            if isinstance(spec, EvaluateSpec):
+                names = export_evaluation(folder, subject, collect_evaluation(subject, ledger))
+            else:
+                names = export_analysis(folder, subject, collect_results(subject, ledger))
             for name in REPORTS:
                 write_file(folder / name, lambda path: write_markdown(Run(folder), path))
-            ledger.record_files([*FILES, *REPORTS])
+            ledger.record_files([*names, *REPORTS])
     return open_run(folder)
 
 
@@ -118,7 +159,15 @@ def _run_pending(subject: Subject, ledger: Ledger, progress: Progress) -> None:
         advance(total - left, "" if left else "all of them before")
         for done, unit in enumerate(run_units(subject, ledger), total - left + 1):
             advance(done, unit.id)
-            if unit.kind == "inputs":
-                for check in check_inputs(ledger.result(unit), subject.data.classes):
-                    if check.status != "pass":
-                        log.warning("%s (%s): %s", check.name, check.status, check.meaning)
+            if unit.kind == "gradients":
+                _warn(subject, ledger)
+
+
+def _warn(subject: Subject, ledger: Ledger) -> None:
+    """Tell at once what is wrong with the inputs: the rest takes minutes."""
+    cheap = {
+        unit.kind: ledger.result(unit) for unit in ledger.units() if unit.kind in ("inputs", "gradients")
+    }
+    for check in check_inputs(cheap["inputs"], cheap["gradients"], subject.data.classes):
+        if check.status in ("warn", "fail"):
+            log.warning("%s (%s): %s; %s", check.name, check.status, check.meaning, check.advice)

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from fragile_neurons.analysis.disturbance import Disturbances, observe_disturbances
 from fragile_neurons.analysis.dropout import Dropout, observe_all_drops, summarise_dropout
-from fragile_neurons.analysis.robustness import Predictions, observe_predictions
+from fragile_neurons.analysis.predictions import Predictions, observe_predictions
 from fragile_neurons.analysis.selection import Selection, select
 from fragile_neurons.analysis.targeting import (
     Targeting,

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import torch
 
-from fragile_neurons.analysis.robustness import Predictions, observe_predictions
+from fragile_neurons.analysis.predictions import Predictions, observe_predictions
 from fragile_neurons.analysis.selection import Selection, neuron_table, select
 from fragile_neurons.analysis.verdicts import Drops, Rule, judge_adversarial, judge_clean
 from fragile_neurons.classifier import Classifier, evaluating

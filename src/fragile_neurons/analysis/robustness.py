@@ -1,4 +1,4 @@
-"""How many images a network still classifies right when they are attacked."""
+"""How many images a network still classifies right when they are attacked, and how small an attack fools."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ import pyarrow as pa
 
 from fragile_neurons.attacks.apply import apply_attack
 from fragile_neurons.attacks.catalogue import find_attack
+from fragile_neurons.attacks.smallest import smallest_fooling_epsilons
 from fragile_neurons.classifier import Classifier, evaluating
 from fragile_neurons.data.batches import batches
 from fragile_neurons.data.images import ImageData
 from fragile_neurons.errors import InputError
-from fragile_neurons.losses import margins
 from fragile_neurons.norms import parse_epsilons
 from fragile_neurons.seeds import torch_generator
 from fragile_neurons.stats import wilson
-from fragile_neurons.sweeps.baseline import measure_baseline
+
+WORST_CASE = "worst case"
 
 
 @dataclass(frozen=True)
@@ -40,67 +41,85 @@ class Accuracy:
 
 
 @dataclass(frozen=True, eq=False)
-class Predictions:
-    """What the whole network says of each image, clean and under FGSM at each epsilon.
+class Attempts:
+    """What one attack did with each image.
 
-    label, prediction: (n,) classes. margin: (n,) true logit minus best other. largest_logit: (n,)
-    in magnitude. zero_gradient: (n,) the attack has no direction. adv_*: (epsilons, n).
+    prediction, margin: (epsilons, n), on its images as projected. excess: (epsilons, batches), how far
+    they lay outside ball or [0, 1] before. forward, backward, rows: (batches,), images that went through
+    the network, gradients that came back, images attacked, the filling of a batch included.
     """
 
-    label: npt.NDArray[np.int64]
     prediction: npt.NDArray[np.int64]
     margin: npt.NDArray[np.float32]
-    largest_logit: npt.NDArray[np.float32]
-    zero_gradient: npt.NDArray[np.bool_]
-    adv_prediction: npt.NDArray[np.int64]
-    adv_margin: npt.NDArray[np.float32]
-
-    @property
-    def right(self) -> npt.NDArray[np.bool_]:
-        """(n,) classified right clean."""
-        return np.equal(self.prediction, self.label)
-
-    @property
-    def adv_right(self) -> npt.NDArray[np.bool_]:
-        """(epsilons, n) classified right under attack."""
-        return np.equal(self.adv_prediction, self.label)
+    excess: npt.NDArray[np.float32]
+    forward: npt.NDArray[np.int64]
+    backward: npt.NDArray[np.int64]
+    rows: npt.NDArray[np.int64]
 
     @classmethod
-    def join(cls, parts: Sequence[Predictions]) -> Predictions:
+    def join(cls, parts: Sequence[Attempts]) -> Attempts:
         """More images."""
         names = [field.name for field in fields(cls)]
         return cls(**{name: np.concatenate([getattr(part, name) for part in parts], -1) for name in names})
 
 
-def observe_predictions(
+def observe_attack(
     classifier: Classifier,
     data: ImageData,
+    attack: str,
     epsilons: Sequence[Fraction],
     *,
     batch_size: int,
+    seed: int,
     start: int = 0,
     stop: int | None = None,
-) -> Predictions:
-    """Predictions on images start to stop."""
+) -> Attempts:
+    """An attack, by name, on images start to stop."""
+    method, parts = find_attack(attack), []
+    purpose = attack.rpartition("/")[-1]  # the user's file may move
+    with evaluating(classifier):
+        for batch in batches(data, batch_size, classifier.device, start, stop):
+            attacked = apply_attack(
+                method,
+                classifier,
+                batch.images,
+                batch.labels,
+                epsilons,
+                generator=torch_generator(seed, purpose, int(batch.positions[0])),
+            )
+            parts.append(
+                Attempts(
+                    prediction=attacked.predictions[:, : batch.count].cpu().numpy(),
+                    margin=attacked.margins[:, : batch.count].cpu().numpy(),
+                    excess=attacked.excess[:, None].cpu().numpy(),
+                    forward=np.array([attacked.passes.forward]),
+                    backward=np.array([attacked.passes.backward]),
+                    rows=np.array([len(batch.images)]),
+                )
+            )
+    return Attempts.join(parts)
+
+
+def observe_smallest(
+    classifier: Classifier,
+    data: ImageData,
+    largest: Fraction,
+    *,
+    batch_size: int,
+    seed: int,
+    start: int = 0,
+    stop: int | None = None,
+) -> npt.NDArray[np.float32]:
+    """(n,) the smallest epsilon that fools images start to stop, see smallest_fooling_epsilons."""
     parts = []
     with evaluating(classifier):
         for batch in batches(data, batch_size, classifier.device, start, stop):
-            measured = measure_baseline(classifier, batch.images, batch.labels, epsilons)
-            columns = {
-                "label": batch.labels,
-                "prediction": measured.logits.argmax(-1),
-                "margin": margins(measured.logits, batch.labels),
-                "largest_logit": measured.logits.abs().amax(-1),
-                "zero_gradient": measured.zero_gradient,
-                "adv_prediction": measured.adversarial_logits.argmax(-1),
-                "adv_margin": margins(measured.adversarial_logits, batch.labels),
-            }
-            parts.append(
-                Predictions(
-                    **{key: value[..., : batch.count].cpu().numpy() for key, value in columns.items()}
-                )
+            generator = torch_generator(seed, "smallest", int(batch.positions[0]))
+            found = smallest_fooling_epsilons(
+                classifier, batch.images, batch.labels, float(largest), generator=generator
             )
-    return Predictions.join(parts)
+            parts.append(found[: batch.count].cpu().numpy())
+    return np.concatenate(parts)
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,6 +154,13 @@ class RobustAccuracy:
         return pa.table(dict(zip(names, zip(*rows, strict=True), strict=True)))
 
 
+def worst_case(curves: Sequence[RobustAccuracy]) -> RobustAccuracy:
+    """Right only where no attack fools the network: the worst of each image, never a mean of attacks."""
+    first = curves[0]
+    right = np.logical_and.reduce([curve.right for curve in curves])
+    return RobustAccuracy(WORST_CASE, first.epsilons, right, first.labels, first.classes)
+
+
 def robust_accuracy(
     classifier: Classifier,
     data: ImageData,
@@ -145,7 +171,7 @@ def robust_accuracy(
     seed: int = 0,
 ) -> RobustAccuracy:
     """The accuracy of a classifier under an attack of the given name, at each budget of a grid."""
-    method, grid = find_attack(attack), parse_epsilons(epsilons)
+    grid = parse_epsilons(epsilons)
     if not grid:
         raise InputError(
             "there is no epsilon",
@@ -153,17 +179,6 @@ def robust_accuracy(
             allowed="at least one; 0 is clean",
             fix="e.g. [0, 0.1]",
         )
-    right = np.zeros((len(grid), len(data)), dtype=np.bool_)
-    with evaluating(classifier):
-        for batch in batches(data, batch_size, classifier.device):
-            attacked = apply_attack(
-                method,
-                classifier,
-                batch.images,
-                batch.labels,
-                grid,
-                generator=torch_generator(seed, attack, int(batch.positions[0])),
-            )
-            hit = (attacked.predictions == batch.labels).cpu().numpy()
-            right[:, batch.positions[: batch.count]] = hit[:, : batch.count]
+    found = observe_attack(classifier, data, attack, grid, batch_size=batch_size, seed=seed)
+    right = np.equal(found.prediction, data.labels)
     return RobustAccuracy(attack, grid, right, data.labels, data.classes)

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from fragile_neurons.classifier import Classifier
-from fragile_neurons.data.batches import batches
+from fragile_neurons.data.batches import Batch, batches
 from fragile_neurons.data.images import ImageData
 from fragile_neurons.errors import InputError
 from fragile_neurons.neurons import Layer, Neuron, executed_layers, select_layers, select_neurons
@@ -33,14 +33,19 @@ class Selection:
         return [neuron.channel for neuron in self.neurons if neuron.layer == layer.name]
 
 
-def probed_layers(classifier: Classifier, data: ImageData) -> tuple[tuple[Layer, ...], tuple[Check, ...]]:
-    """All executed layers, after the fatal checks; raises InputError where one fails."""
+def probed(classifier: Classifier, data: ImageData) -> tuple[Batch, tuple[Check, ...]]:
+    """The first images, and the fatal checks on them; raises InputError where one fails."""
     if len(data) < 2:
         raise InputError(
             "there are too few images", given=len(data), allowed="at least 2", fix="give more images"
         )
     batch = next(batches(data, PROBE_IMAGES, classifier.device))
-    checks = probe(classifier, batch.images, batch.labels, data.classes)
+    return batch, probe(classifier, batch.images, batch.labels, data.classes)
+
+
+def probed_layers(classifier: Classifier, data: ImageData) -> tuple[tuple[Layer, ...], tuple[Check, ...]]:
+    """All executed layers, after the fatal checks; raises InputError where one fails."""
+    batch, checks = probed(classifier, data)
     return executed_layers(classifier, batch.images), checks
 
 

@@ -13,7 +13,7 @@ import pyarrow as pa
 import torch
 
 from fragile_neurons.analysis.disturbance import Disturbances, observe_disturbances
-from fragile_neurons.analysis.robustness import Predictions, observe_predictions
+from fragile_neurons.analysis.predictions import Predictions, observe_predictions
 from fragile_neurons.analysis.selection import Selection, neuron_table, select
 from fragile_neurons.classifier import Classifier
 from fragile_neurons.data.images import ImageData

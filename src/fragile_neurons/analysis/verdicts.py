@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fragile_neurons.analysis.robustness import Predictions
+from fragile_neurons.analysis.predictions import Predictions
 from fragile_neurons.errors import InputError, check_choice
 from fragile_neurons.stats import benjamini_hochberg, mcnemar, tango
 from fragile_neurons.sweeps.dropped import Dropped

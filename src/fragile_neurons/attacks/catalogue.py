@@ -6,7 +6,7 @@ from fragile_neurons.attacks import autoattack
 from fragile_neurons.attacks.apply import Attack
 from fragile_neurons.attacks.fgsm import fgsm
 from fragile_neurons.attacks.noise import sign_noise, uniform_noise
-from fragile_neurons.attacks.pgd import pgd, pgd_margin
+from fragile_neurons.attacks.pgd import pgd, pgd_margin, pgd_strong
 from fragile_neurons.errors import InputError, check_choice
 from fragile_neurons.own import UnusableError, opened
 
@@ -14,6 +14,7 @@ ATTACKS: dict[str, Attack] = {
     "fgsm": fgsm,
     "pgd": pgd,
     "pgd-margin": pgd_margin,
+    "pgd-strong": pgd_strong,
     "sign-noise": sign_noise,
     "uniform-noise": uniform_noise,
     "autoattack": autoattack.autoattack,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from fractions import Fraction
+from functools import partial
 
 import torch
 
@@ -22,57 +24,47 @@ def pgd(
     labels: torch.Tensor,
     epsilons: Sequence[Fraction],
     *,
-    loss: Direction = cross_entropy_direction,
+    losses: Sequence[Direction] = (cross_entropy_direction,),
     steps: int = 20,
     step_size: float | None = None,
+    decay: bool = False,
     restarts: int = 5,
     random_start: bool = True,
     generator: torch.Generator | None = None,
 ) -> torch.Tensor:
     """Adversarial images (epsilons, n, channels, height, width), each the worst of all restarts and steps.
 
-    step_size: in units of epsilon, 2.5 / steps by default. Each restart begins at a uniformly random
-    point of the ball, or at the images themselves. An image that is fooled is left alone from then on.
+    losses: the restarts take them by turns. step_size: in units of epsilon, 2.5 / steps by default;
+    with `decay` it falls to 0 along half a cosine. Each restart begins at a uniformly random point of
+    the ball, or at the images themselves. An image that is fooled is left alone from then on.
     """
-    step_size = STRIDE / steps if step_size is None else step_size
+    sizes = step_sizes(steps, step_size, decay)
     grid = []
     for epsilon in epsilons:
-        search, radius = (
-            Search(classifier, images, labels),
-            torch.full((len(images), 1, 1, 1), float(epsilon)),
-        )
-        radius = radius.to(images)
-        for _ in range(restarts):
-            descend(
-                classifier, images, labels, radius, search, loss, steps, step_size, random_start, generator
-            )
+        search, radius = Search(classifier, images, labels), ball(images, epsilon)
+        for restart in range(restarts):
+            loss = losses[restart % len(losses)]
+            descend(classifier, images, labels, radius, search, loss, sizes, random_start, generator)
         grid.append(search.worst)
     return torch.stack(grid)
 
 
-def pgd_margin(
-    classifier: Classifier,
-    images: torch.Tensor,
-    labels: torch.Tensor,
-    epsilons: Sequence[Fraction],
-    *,
-    steps: int = 20,
-    step_size: float | None = None,
-    restarts: int = 5,
-    generator: torch.Generator | None = None,
-) -> torch.Tensor:
-    """PGD on the margin (Carlini and Wagner 2017) instead of the cross-entropy."""
-    return pgd(
-        classifier,
-        images,
-        labels,
-        epsilons,
-        loss=margin_direction,
-        steps=steps,
-        step_size=step_size,
-        restarts=restarts,
-        generator=generator,
-    )
+pgd_margin = partial(pgd, losses=(margin_direction,))
+"""PGD on the margin (Carlini and Wagner 2017) instead of the cross-entropy."""
+
+pgd_strong = partial(
+    pgd, losses=(cross_entropy_direction, margin_direction), steps=100, step_size=1.0, decay=True, restarts=10
+)
+"""PGD on both, large steps first, then ever smaller ones (our choice of numbers).
+
+Where the loss is rugged within the ball, constant steps leave many more images right.
+"""
+
+
+def step_sizes(steps: int, step_size: float | None, decay: bool) -> list[float]:
+    """The size of each step in units of epsilon."""
+    size = STRIDE / steps if step_size is None else step_size
+    return [size * (1 + math.cos(math.pi * step / steps)) / 2 if decay else size for step in range(steps)]
 
 
 def descend(
@@ -82,24 +74,23 @@ def descend(
     radius: torch.Tensor,
     search: Search,
     loss: Direction,
-    steps: int,
-    step_size: float,
+    sizes: Sequence[float],
     random_start: bool,
     generator: torch.Generator | None,
 ) -> None:
     """One restart, on the images that nothing has fooled yet; radius: (n, 1, 1, 1), one for each image."""
     rows = search.rows
-    start, truth, ball = images[rows], labels[rows], radius[rows]
-    found = random_point(start, ball, generator) if random_start else start
-    for _ in range(steps):
+    start, truth, reach = images[rows], labels[rows], radius[rows]
+    found = random_point(start, reach, generator) if random_start else start
+    for size in sizes:
         if not len(rows):
             return
         logits, sign = gradient_sign(classifier, found, truth, loss)
         still = search.meet(rows, found, logits, truth)
         if not still.all():
-            rows, start, truth, ball = rows[still], start[still], truth[still], ball[still]
+            rows, start, truth, reach = rows[still], start[still], truth[still], reach[still]
             found, sign = found[still], sign[still]
-        found = project(found + step_size * ball * sign, start, ball)
+        found = project(found + size * reach * sign, start, reach)
     if len(rows):
         with torch.no_grad():
             search.meet(rows, found, classifier(found), truth)
@@ -120,14 +111,17 @@ def ascend(
 
     It climbs on where `pgd` stops at the first image that fools, which lies close to the boundary.
     """
-    ball = torch.full((len(images), 1, 1, 1), float(epsilon)).to(images)
-    found = random_point(images, ball, generator) if random_start else images
-    for _ in range(steps):
+    reach = ball(images, epsilon)
+    found = random_point(images, reach, generator) if random_start else images
+    for size in step_sizes(steps, step_size, decay=False):
         _, sign = gradient_sign(classifier, found, labels)
-        found = project(
-            found + (STRIDE / steps if step_size is None else step_size) * ball * sign, images, ball
-        )
+        found = project(found + size * reach * sign, images, reach)
     return found
+
+
+def ball(images: torch.Tensor, epsilon: Fraction) -> torch.Tensor:
+    """The same radius for all images, (n, 1, 1, 1)."""
+    return torch.full((len(images), 1, 1, 1), float(epsilon)).to(images)
 
 
 def random_point(

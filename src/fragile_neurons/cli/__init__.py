@@ -13,6 +13,7 @@ from typer.core import TyperGroup
 from fragile_neurons.cli import data
 from fragile_neurons.cli.analyze import analyze
 from fragile_neurons.cli.console import errors
+from fragile_neurons.cli.evaluate import evaluate
 from fragile_neurons.cli.models import layers, models
 from fragile_neurons.cli.runs import resume, status, verify
 from fragile_neurons.cli.train import train
@@ -40,7 +41,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for command in (analyze, resume, status, verify, layers, models, train):
+for command in (analyze, evaluate, resume, status, verify, layers, models, train):
     app.command()(command)
 app.add_typer(data.app, name="data")
 

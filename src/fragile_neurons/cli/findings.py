@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fragile_neurons.cli.console import console
-from fragile_neurons.report import sentences
+from fragile_neurons.report import evaluation, sentences
 from fragile_neurons.report.tables import FRAGILE, TARGETED, Columns, last_epsilon, top_neurons
 from fragile_neurons.runs.run import Run
 
@@ -23,7 +23,38 @@ COLOURS = {
 
 
 def show_run(run: Run) -> None:
-    """A verdict strip, the most fragile and most targeted neurons, the headlines, the folder."""
+    """What a run found, and where it is."""
+    if run.command == "evaluate":
+        _show_evaluation(run)
+    else:
+        _show_analysis(run)
+    console.print(Text(f"\nThe run is in {run.folder} (summary.md, summary.json, images.parquet, ...)"))
+
+
+def _show_evaluation(run: Run) -> None:
+    """Accuracy of each attack and of the worst case; how small an attack fools; the checks."""
+    found = run.summary
+    data, (header, rows) = found["data"], evaluation.accuracy_rows(found)
+    images = f"{data['n']:,} {data['split']} images of {data['name']}"
+    clean = sentences.accuracy(found["clean_accuracy"])
+    title = Text(f"{found['model']['name']} on {images}: clean accuracy {clean}", style="bold")
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    for name in header:
+        table.add_column(name)
+    for row in rows:
+        table.add_row(*(Text(cell, style="bold" if row[0] == rows[-1][0] else "") for cell in row))
+    console.print(table)
+    console.print(Text(evaluation.PASSES_EXPLAINED, style="dim"), soft_wrap=False)
+    console.print(Text(evaluation.smallest(found)))
+    console.print(
+        Text(f"\nCan these numbers be trusted? Checks: {evaluation.check_counts(found)}", style="bold")
+    )
+    for line in evaluation.flagged(found):
+        console.print(Text(f"  {line}", style="red" if "(fail)" in line else "yellow"))
+
+
+def _show_analysis(run: Run) -> None:
+    """A verdict strip, the most fragile and most targeted neurons, the headlines."""
     found, epsilon = run.summary, last_epsilon(run)
     data = found["data"]
     lines = [f"clean accuracy     {sentences.accuracy(found['clean_accuracy'])}"]
@@ -33,9 +64,9 @@ def show_run(run: Run) -> None:
         for row in found["dropout"]
     ]
     lines += [
-        f"{check['name']:<18} {check['status']}: {check['meaning']}"
+        f"{check['name']:<18} {check['status']}: {evaluation.explained(check)}"
         for check in found["checks"]
-        if check["status"] != "pass"
+        if check["status"] in evaluation.FLAGGED
     ]
     images = f"{data['n']:,} {data['split']} images of {data['name']}"
     title = Text(f"{found['model']['name']} on {images}, site {found['site']}")
@@ -49,7 +80,6 @@ def show_run(run: Run) -> None:
         for pair in found["correlation"]:
             if pair["headline"]:
                 console.print(Text(f"  {sentences.headline(pair)}"))
-    console.print(Text(f"\nThe run is in {run.folder} (summary.md, summary.json, neurons.csv, ...)"))
 
 
 def _show(run: Run, title: str, columns: Columns, by: str, epsilon: float | None) -> None:

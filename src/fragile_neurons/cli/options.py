@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
+from fragile_neurons import own
+from fragile_neurons.classifier import parse_device
+from fragile_neurons.data import catalogue
+from fragile_neurons.data.catalogue import DEFAULT_LIMIT, count_images, default_epsilons
 from fragile_neurons.errors import InputError
+from fragile_neurons.models.loading import TORCHVISION, default_data
+from fragile_neurons.norms import format_epsilon, parse_epsilons
+from fragile_neurons.runs.spec import Spec, read_spec
+
+EMBEDDED_MODEL = "mnist-cnn"
+OF_THE_RUN = ("spec", "output", "force")
 
 Model = Annotated[
     str,
@@ -20,7 +33,12 @@ Weights = Annotated[
     typer.Option(metavar="FILE", help="A file of weights, or the word torchvision to fetch its own."),
 ]
 Data = Annotated[str, typer.Option(help="A name (see `fragile-neurons data list`), folder:PATH or npz:PATH.")]
+OptionalData = Annotated[str | None, Data.__metadata__[0]]
 Split = Annotated[str, typer.Option(help="test, val or train.")]
+Limit = Annotated[
+    int | None,
+    typer.Option(help=f"Images, a stratified sample. Default: {DEFAULT_LIMIT:,} or all there are."),
+]
 Resize = Annotated[
     str | None, typer.Option(metavar="HxW", help="Resize the images of folder:PATH, e.g. 32 or 32x48.")
 ]
@@ -31,8 +49,70 @@ Mean = Annotated[
     str | None, typer.Option(help="Normalisation per channel, by commas; the model's own by default.")
 ]
 Std = Annotated[str | None, typer.Option(help="Per channel, by commas.")]
+Epsilons = Annotated[
+    str | None,
+    typer.Option(
+        help="L-infinity budgets in pixels of [0, 1], by commas, e.g. 1/255,0.1; '' for clean only (analyze)."
+    ),
+]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+BatchSize = Annotated[int, typer.Option(help="Images at once.")]
 Seed = Annotated[int, typer.Option(min=0, help="Of every random choice.")]
+Output = Annotated[Path | None, typer.Option(help="The run folder. Default: runs/<model>-<data>-<hash>.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace another run in the folder.")]
+SpecFile = Annotated[Path | None, typer.Option(metavar="FILE", help="Repeat the run of this spec.toml.")]
+
+
+def subject_options(given: Mapping[str, Any]) -> dict[str, Any]:
+    """What the options that all runs share say in a spec; paths absolute: a run is found from any folder."""
+    model, weights, split = given["model"], given["weights"], given["split"]
+    data = str(given["data"] or default_data(model))
+    epsilons = given["epsilons"]
+    budgets = default_epsilons(data) if epsilons is None else split_commas(epsilons)
+    return {
+        "model": own.absolute(model),
+        "weights": weights
+        if weights in (None, TORCHVISION)
+        else str(Path(os.path.expanduser(weights)).absolute()),
+        "mean": parse_numbers("mean", given["mean"]),
+        "std": parse_numbers("std", given["std"]),
+        "data": catalogue.absolute(data),
+        "split": split,
+        "limit": min(DEFAULT_LIMIT, count_images(data, split)) if given["limit"] is None else given["limit"],
+        "resize": given["resize"],
+        "skip_bad": given["skip_bad"],
+        "epsilons": [format_epsilon(epsilon) for epsilon in parse_epsilons(budgets)],
+        "device": str(parse_device(given["device"])),
+        "batch_size": given["batch_size"],
+        "seed": given["seed"],
+    }
+
+
+def asked_for(context: typer.Context) -> set[str]:
+    """The options on the command line, but for those of the run folder."""
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    given = {name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"}
+    return given - set(OF_THE_RUN)
+
+
+def read_spec_of(command: str, path: Path, context: typer.Context) -> Spec:
+    """The spec in a file, of this command and given alone."""
+    if extra := sorted(asked_for(context)):
+        raise InputError(
+            "--spec stands alone",
+            given=", ".join(f"--{name.replace('_', '-')}" for name in extra),
+            allowed="--spec with --output and --force",
+            fix="leave the other options out, or edit a copy of the spec without its [found] table",
+        )
+    spec = read_spec(path)
+    if spec.command != command:
+        raise InputError(
+            "the spec is of another command",
+            given=spec.command,
+            allowed=command,
+            fix=f"fragile-neurons {spec.command} --spec {path}",
+        )
+    return spec
 
 
 def split_commas(text: str) -> list[str]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from fragile_neurons.report import sentences
+from fragile_neurons.report import evaluation, sentences
 from fragile_neurons.report.sentences import number, points
 from fragile_neurons.runs.run import Run
 
@@ -29,6 +29,27 @@ def last_epsilon(run: Run) -> float | None:
 
 def markdown(run: Run) -> str:
     """The whole of summary.md."""
+    parts = _evaluation(run) if run.command == "evaluate" else _analysis(run)
+    checks = [evaluation.check_row(check) for check in run.summary["checks"]]
+    return "\n\n".join([*parts, "## Checks", table(evaluation.CHECK_HEADER, checks)]) + "\n"
+
+
+def _evaluation(run: Run) -> list[str]:
+    found = run.summary
+    data, (header, rows) = found["data"], evaluation.accuracy_rows(found)
+    return [
+        f"# {escape(found['model']['name'])} on {escape(data['name'])}: is it really robust?",
+        f"{data['n']:,} {escape(data['split'])} images. Accuracies with 95 % Wilson intervals.",
+        "## Accuracy",
+        table(
+            header, [["none", *[sentences.accuracy(found["clean_accuracy"])] * (len(header) - 2), ""], *rows]
+        ),
+        escape(evaluation.PASSES_EXPLAINED),
+        escape(evaluation.smallest(found)),
+    ]
+
+
+def _analysis(run: Run) -> list[str]:
     found, epsilon = run.summary, last_epsilon(run)
     data, strongest = found["data"], f"FGSM {found['spec']['epsilons'][-1]}" if epsilon else "no attack"
     layers = ", ".join(f"{layer['name']} ({layer['neurons']} neurons)" for layer in found["layers"])
@@ -58,14 +79,7 @@ def markdown(run: Run) -> str:
             escape(sentences.HEADLINES_EXPLAINED),
             *(f"- {escape(sentences.headline(pair))}" for pair in found["correlation"] if pair["headline"]),
         ]
-    parts += [
-        "## Checks",
-        table(
-            ["check", "status", "meaning"],
-            [[check["name"], check["status"], check["meaning"]] for check in found["checks"]],
-        ),
-    ]
-    return "\n\n".join(parts) + "\n"
+    return parts
 
 
 def _neuron(row: dict[str, Any]) -> str:

@@ -2,35 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import cached_property
-from typing import Any
 
-import numpy.typing as npt
 import torch
 
 from fragile_neurons.analysis.disturbance import observe_disturbances
 from fragile_neurons.analysis.dropout import observe_drops, replacements
-from fragile_neurons.analysis.robustness import observe_predictions
-from fragile_neurons.analysis.selection import Selection, select
+from fragile_neurons.analysis.predictions import observe_predictions
+from fragile_neurons.analysis.robustness import observe_attack, observe_smallest
+from fragile_neurons.analysis.selection import Selection, probed, select
+from fragile_neurons.attacks.catalogue import find_attack, missing_extra
 from fragile_neurons.classifier import Classifier
 from fragile_neurons.data.catalogue import load_data
 from fragile_neurons.data.images import ImageData
 from fragile_neurons.errors import InputError
-from fragile_neurons.honesty import observe_inputs
+from fragile_neurons.evidence import (
+    UNBOUNDED,
+    Arrays,
+    conditions,
+    observe_condition,
+    observe_gradients,
+    observe_inputs,
+)
 from fragile_neurons.models.loading import load_model
 from fragile_neurons.norms import parse_epsilons
 from fragile_neurons.runs.plan import Unit
-from fragile_neurons.runs.spec import Found, FoundLayer, Spec
-
-Arrays = dict[str, npt.NDArray[Any]]
+from fragile_neurons.runs.spec import AnalyzeSpec, EvaluateSpec, Found, FoundLayer, Spec
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A spec and what it speaks of, opened: the classifier, the images, the neurons."""
+    """A spec and what it speaks of, opened: the classifier, the images, the neurons (of `analyze`)."""
 
     spec: Spec
     classifier: Classifier
@@ -40,15 +46,17 @@ class Subject:
     @cached_property
     def replacements(self) -> dict[str, list[float]]:
         """What each channel of each layer becomes when it is dropped."""
+        assert isinstance(self.spec, AnalyzeSpec)
+        spec = self.spec
         return {
             layer.name: replacements(
                 self.classifier,
                 self.data,
                 layer,
                 range(layer.channels),
-                site=self.spec.site,
-                replace=self.spec.replace,
-                batch_size=self.spec.batch_size,
+                site=spec.site,
+                replace=spec.replace,
+                batch_size=spec.batch_size,
             )
             for layer in self.selection.layers
         }
@@ -78,9 +86,12 @@ def open_spec(spec: Spec) -> Subject:
 def open_subject(spec: Spec, classifier: Classifier, data: ImageData) -> Subject:
     """Probe and choose; the spec of the result says what was found."""
     with threads(spec.threads):
-        selection = select(
-            classifier, data, layer=spec.layer, neurons=spec.neurons, site=spec.site, seed=spec.seed
-        )
+        if isinstance(spec, AnalyzeSpec):
+            selection = select(
+                classifier, data, layer=spec.layer, neurons=spec.neurons, site=spec.site, seed=spec.seed
+            )
+        else:
+            selection = Selection((), (), "", probed(classifier, data)[1])
     found = Found(
         images=len(data),
         excluded=data.excluded,
@@ -106,7 +117,25 @@ def open_subject(spec: Spec, classifier: Classifier, data: ImageData) -> Subject
                 allowed=planned,
                 fix="bring back the same model and data, or start a new run",
             )
-    return Subject(spec.model_copy(update={"found": found}), classifier, data, selection)
+    update: dict[str, object] = {"found": found}
+    if isinstance(spec, EvaluateSpec) and spec.found is None:
+        update["unavailable"] = _unavailable(spec.attacks)
+    return Subject(spec.model_copy(update=update), classifier, data, selection)
+
+
+def _unavailable(attacks: Sequence[str]) -> tuple[str, ...]:
+    """Attacks whose extra is not installed; raises InputError if all are, or one does not exist."""
+    for name in attacks:
+        find_attack(name)
+    missing = tuple(name for name in attacks if missing_extra(name))
+    if len(missing) == len(attacks):
+        raise InputError(
+            "none of the attacks is installed",
+            given=", ".join(attacks),
+            allowed="at least one that is",
+            fix=str(missing_extra(missing[0])),
+        )
+    return missing
 
 
 def execute_unit(subject: Subject, unit: Unit) -> Arrays:
@@ -116,6 +145,11 @@ def execute_unit(subject: Subject, unit: Unit) -> Arrays:
     with threads(spec.threads):
         if unit.kind == "inputs":
             return observe_inputs(subject.classifier, subject.data, images=unit.stop)
+        if unit.kind == "gradients":
+            return observe_gradients(subject.classifier, subject.data, images=unit.stop)
+        if isinstance(spec, EvaluateSpec):
+            return _execute_evaluation(subject, unit, epsilons, span)
+        assert isinstance(spec, AnalyzeSpec)
         if unit.kind == "predictions":
             return vars(observe_predictions(subject.classifier, subject.data, epsilons, **span))
         if unit.kind == "disturbances":
@@ -147,6 +181,23 @@ def execute_unit(subject: Subject, unit: Unit) -> Arrays:
             **span,
         )
         return vars(dropped)
+
+
+def _execute_evaluation(
+    subject: Subject, unit: Unit, epsilons: tuple[Fraction, ...], span: dict[str, int]
+) -> Arrays:
+    classifier, data, seed = subject.classifier, subject.data, subject.spec.seed
+    if unit.kind == "predictions":
+        return vars(observe_predictions(classifier, data, (), **span))
+    if unit.kind == "attack":
+        return vars(observe_attack(classifier, data, unit.attack, epsilons, seed=seed, **span))
+    if unit.kind == "smallest":
+        return {"smallest": observe_smallest(classifier, data, epsilons[-1], seed=seed, **span)}
+    grid = [epsilon for epsilon in epsilons if epsilon]
+    if unit.attack == UNBOUNDED:
+        grid = [Fraction(1)]
+    held = conditions(data)[unit.attack]
+    return observe_condition(held, classifier, data, grid, images=unit.stop, seed=seed)
 
 
 @contextmanager

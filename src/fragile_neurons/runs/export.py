@@ -4,28 +4,28 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from fractions import Fraction
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 from pyarrow import csv, parquet
 
+from fragile_neurons.analysis.predictions import Predictions
+from fragile_neurons.analysis.robustness import Attempts
+from fragile_neurons.runs.evaluation import Evaluation
 from fragile_neurons.runs.execute import Subject
 from fragile_neurons.runs.results import Results
-from fragile_neurons.runs.summary import make_summary
+from fragile_neurons.runs.summary import analysis_summary, evaluation_summary
 
-FILES = (
-    "spec.toml",
-    "summary.json",
-    "neurons.csv",
-    "neurons.parquet",
-    "targeting.parquet",
-    "cumulative.parquet",
-    "images.parquet",
-)
+TABLES = ("neurons", "targeting", "cumulative", "images")
+FILES = ("spec.toml", "summary.json", "neurons.csv", *(f"{name}.parquet" for name in TABLES))
+"""Every file that a run of any command may write here."""
 
 NEURONS = pa.schema(
     [
@@ -87,22 +87,41 @@ CUMULATIVE = pa.schema(
 )
 
 
-def export_files(folder: Path, subject: Subject, results: Results) -> None:
-    """Write every file that is made from results alone."""
+def export_analysis(folder: Path, subject: Subject, results: Results) -> list[str]:
+    """Write every file of `analyze` that is made from results alone; their names."""
     neurons = neurons_table(results)
-    summary = json.dumps(make_summary(subject, results), indent=2, allow_nan=False) + "\n"
-    write_file(folder / "spec.toml", lambda path: path.write_text(subject.spec.to_toml(), encoding="utf-8"))
-    write_file(folder / "summary.json", lambda path: path.write_text(summary, encoding="utf-8"))
     options = csv.WriteOptions(quoting_style="needed")
     write_file(folder / "neurons.csv", lambda path: csv.write_csv(neurons, path, options))
     tables = {
         "neurons": neurons,
         "targeting": results.targeting.groups_table(),
         "cumulative": CUMULATIVE.empty_table(),
-        "images": images_table(subject, results),
+        "images": images_table(
+            subject,
+            results.predictions,
+            {"fgsm": results.predictions},
+            results.robust.epsilons,
+            _smallest_of_grid(results),
+        ),
     }
+    return ["neurons.csv", *_export(folder, subject, analysis_summary(subject, results), tables)]
+
+
+def export_evaluation(folder: Path, subject: Subject, found: Evaluation) -> list[str]:
+    """Write every file of `evaluate` that is made from results alone; their names."""
+    images = images_table(subject, found.predictions, found.attempts, found.worst.epsilons, found.smallest)
+    return _export(folder, subject, evaluation_summary(subject, found), {"images": images})
+
+
+def _export(
+    folder: Path, subject: Subject, summary: dict[str, Any], tables: dict[str, pa.Table]
+) -> list[str]:
+    text = json.dumps(summary, indent=2, allow_nan=False) + "\n"
+    write_file(folder / "spec.toml", lambda path: path.write_text(subject.spec.to_toml(), encoding="utf-8"))
+    write_file(folder / "summary.json", lambda path: path.write_text(text, encoding="utf-8"))
     for name, table in tables.items():
         write_file(folder / f"{name}.parquet", partial(parquet.write_table, table))
+    return ["spec.toml", "summary.json", *(f"{name}.parquet" for name in tables)]
 
 
 def neurons_table(results: Results) -> pa.Table:
@@ -121,32 +140,53 @@ def neurons_table(results: Results) -> pa.Table:
     )
 
 
-def images_table(subject: Subject, results: Results) -> pa.Table:
-    """A row per image and epsilon, with the smallest epsilon of the grid at which FGSM fools the network."""
-    predictions, n = results.predictions, len(subject.data)
-    grid = np.array([float(epsilon) for epsilon in results.robust.epsilons])
-    fooled = predictions.right & ~predictions.adv_right
-    smallest = np.where(fooled, grid[:, None], np.inf).min(axis=0, initial=np.inf)
-    repeat = max(1, len(grid))
-    columns = {
+def images_table(
+    subject: Subject,
+    clean: Predictions,
+    attacked: Mapping[str, Predictions | Attempts],
+    epsilons: Sequence[Fraction],
+    smallest: npt.NDArray[np.float64],
+) -> pa.Table:
+    """A row per attack, epsilon and image; per image once, without attack, where there is no epsilon."""
+    n = len(subject.data)
+    columns: dict[str, list[npt.NDArray[Any]]] = defaultdict(list)
+    for attack, found in attacked.items():
+        predictions, margins = _adversarial(found)
+        for row, epsilon in enumerate(epsilons):
+            columns["attack"].append(np.full(n, attack))
+            columns["epsilon"].append(np.full(n, float(epsilon)))
+            columns["adversarial_prediction"].append(predictions[row])
+            columns["adversarial_margin"].append(margins[row])
+    repeat = max(1, len(attacked) * len(epsilons))
+    values = {name: np.concatenate(parts) for name, parts in columns.items()} | {
         "index": np.tile(subject.data.indices, repeat),
-        "label": np.tile(predictions.label, repeat),
-        "attack": np.full(repeat * n, "fgsm" if len(grid) else None),
-        "epsilon": np.repeat(grid, n),
-        "clean_prediction": np.tile(predictions.prediction, repeat),
-        "clean_margin": np.tile(predictions.margin, repeat),
-        "adversarial_prediction": predictions.adv_prediction.ravel(),
-        "adversarial_margin": predictions.adv_margin.ravel(),
-        "smallest_fooling_epsilon": np.tile(np.where(np.isfinite(smallest), smallest, np.nan), repeat),
+        "label": np.tile(clean.label, repeat),
+        "clean_prediction": np.tile(clean.prediction, repeat),
+        "clean_margin": np.tile(clean.margin, repeat),
+        "smallest_fooling_epsilon": np.tile(smallest, repeat),
     }
     return pa.table(
         {
-            field.name: pa.array(columns[field.name], field.type, from_pandas=True)
-            if len(columns[field.name])
+            field.name: pa.array(values[field.name], field.type, from_pandas=True)
+            if field.name in values
             else pa.nulls(n, field.type)
             for field in IMAGES
         }
     )
+
+
+def _adversarial(found: Predictions | Attempts) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+    if isinstance(found, Attempts):
+        return found.prediction, found.margin
+    return found.adv_prediction, found.adv_margin
+
+
+def _smallest_of_grid(results: Results) -> npt.NDArray[np.float64]:
+    """(n,) the smallest epsilon of the grid at which FGSM fools the network; nan if none does."""
+    fooled = results.predictions.right & ~results.predictions.adv_right
+    grid = np.array([float(epsilon) for epsilon in results.robust.epsilons])
+    smallest: npt.NDArray[np.float64] = np.where(fooled, grid[:, None], np.inf).min(axis=0, initial=np.inf)
+    return np.where(np.isfinite(smallest), smallest, np.nan)
 
 
 def write_file(path: Path, write: Callable[[Path], object]) -> None:

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from safetensors.numpy import load, save
 
 from fragile_neurons.errors import FragileNeuronsError, InputError, IntegrityError
+from fragile_neurons.evidence import Arrays
 from fragile_neurons.runs.plan import Unit
 from fragile_neurons.runs.spec import Spec
 
@@ -36,8 +36,6 @@ DISK_ERRORS = (
     sqlite3.SQLITE_READONLY,
 )
 
-Arrays = dict[str, npt.NDArray[Any]]
-
 
 class Ledger:
     """The database of one run folder; a context manager that closes it."""
@@ -49,7 +47,7 @@ class Ledger:
             raise InputError(
                 "this is not a run folder",
                 given=folder,
-                allowed=f"a folder with a {FILE}, made by fragile-neurons analyze",
+                allowed=f"a folder with a {FILE}, made by fragile-neurons analyze or evaluate",
                 fix="check the path",
             )
         try:
@@ -163,7 +161,7 @@ class Ledger:
         rows = self._rows("SELECT spec, digest FROM run")
         try:
             ((text, digest),) = rows
-            spec = Spec.model_validate_json(text)
+            spec = Spec.from_json(text)
         except (ValueError, TypeError, InputError) as error:
             raise self._broken(error) from None
         if spec.digest != digest:

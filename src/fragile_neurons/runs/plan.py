@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Literal
 
 from fragile_neurons.analysis.selection import Selection
-from fragile_neurons.honesty import CHECKED_IMAGES
+from fragile_neurons.evidence import ATTACKED_IMAGES, CHECKED_IMAGES
 
 BATCHES_PER_UNIT = 4
 NEURONS_PER_UNIT = 8
@@ -16,17 +16,22 @@ NEURONS_PER_UNIT = 8
 
 @dataclass(frozen=True)
 class Unit:
-    """One piece of work on images start to stop: checks of the inputs, predictions, disturbances, drops."""
+    """One piece of work on images start to stop; attack: its name, or that of a condition."""
 
-    kind: Literal["inputs", "predictions", "disturbances", "drops"]
+    kind: Literal[
+        "inputs", "gradients", "predictions", "disturbances", "drops", "attack", "smallest", "condition"
+    ]
     start: int
     stop: int
     layer: str = ""
     channels: tuple[int, ...] = ()
+    attack: str = ""
 
     @property
     def id(self) -> str:
-        subject = f" {self.layer}:{self.channels[0]}-{self.channels[-1]}" if self.channels else ""
+        subject = f" {self.attack}" if self.attack else ""
+        if self.channels:
+            subject = f" {self.layer}:{self.channels[0]}-{self.channels[-1]}"
         return f"{self.kind}{subject} images {self.start}-{self.stop - 1}"
 
     def to_dict(self) -> dict[str, object]:
@@ -41,12 +46,31 @@ def make_plan(
     batches_per_unit: int = BATCHES_PER_UNIT,
     neurons_per_unit: int = NEURONS_PER_UNIT,
 ) -> tuple[Unit, ...]:
-    """All units of a run. Their size decides what a kill can lose, never a result."""
+    """All units of `analyze`. Their size decides what a kill can lose, never a result."""
     return tuple(_units(selection, images, batch_size * batches_per_unit, neurons_per_unit))
 
 
+def plan_evaluation(
+    attacks: Sequence[str], checks: Sequence[str], images: int, batch_size: int
+) -> tuple[Unit, ...]:
+    """All units of `evaluate`: a batch of each attack, and every condition that its checks compare."""
+    spans = list(pairwise([*range(0, images, batch_size), images]))
+    return (
+        *_cheap_checks(images),
+        *(Unit("predictions", *span) for span in spans),
+        *(Unit("attack", *span, attack=attack) for attack in attacks for span in spans),
+        *(Unit("smallest", *span) for span in spans),
+        *(Unit("condition", 0, min(images, ATTACKED_IMAGES), attack=name) for name in checks),
+    )
+
+
+def _cheap_checks(images: int) -> tuple[Unit, ...]:
+    checked = min(images, CHECKED_IMAGES)
+    return Unit("inputs", 0, checked), Unit("gradients", 0, checked)
+
+
 def _units(selection: Selection, images: int, images_per_unit: int, neurons_per_unit: int) -> Iterator[Unit]:
-    yield Unit("inputs", 0, min(images, CHECKED_IMAGES))
+    yield from _cheap_checks(images)
     edges = [*range(0, images, images_per_unit), images]
     for start, stop in pairwise(edges):
         yield Unit("predictions", start, stop)

@@ -8,14 +8,17 @@ from dataclasses import dataclass
 from fragile_neurons.analysis.correlation import Relation, summarise_relation
 from fragile_neurons.analysis.disturbance import Disturbances
 from fragile_neurons.analysis.dropout import Dropout, summarise_dropout
-from fragile_neurons.analysis.robustness import Predictions, RobustAccuracy
+from fragile_neurons.analysis.predictions import Predictions
+from fragile_neurons.analysis.robustness import RobustAccuracy
 from fragile_neurons.analysis.targeting import Targeting, summarise_targeting
 from fragile_neurons.analysis.verdicts import Rule
+from fragile_neurons.evidence import Arrays
 from fragile_neurons.honesty import check_inputs
 from fragile_neurons.norms import parse_epsilons
 from fragile_neurons.probe import Check
-from fragile_neurons.runs.execute import Arrays, Subject
+from fragile_neurons.runs.execute import Subject
 from fragile_neurons.runs.ledger import Ledger
+from fragile_neurons.runs.spec import AnalyzeSpec
 from fragile_neurons.sweeps.dropped import Dropped
 
 
@@ -34,6 +37,7 @@ class Results:
 def collect_results(subject: Subject, ledger: Ledger) -> Results:
     """Join the units' arrays and summarise them."""
     spec, selection, epsilons = subject.spec, subject.selection, parse_epsilons(subject.spec.epsilons)
+    assert isinstance(spec, AnalyzeSpec)
     stored: dict[str, list[Arrays]] = defaultdict(list)
     drops: dict[tuple[str, tuple[int, ...]], list[Dropped]] = defaultdict(list)
     for unit in ledger.units():
@@ -63,7 +67,8 @@ def collect_results(subject: Subject, ledger: Ledger) -> Results:
         relation=summarise_relation(
             selection, predictions, dropped, observed, dropout, targeting, seed=spec.seed
         ),
-        checks=selection.checks + check_inputs(stored["inputs"][0], subject.data.classes),
+        checks=selection.checks
+        + check_inputs(stored["inputs"][0], stored["gradients"][0], subject.data.classes),
     )
 
 

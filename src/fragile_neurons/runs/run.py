@@ -30,6 +30,11 @@ class Run:
             raise IntegrityError(f"{self.folder / 'summary.json'} cannot be read: {error}") from None
         return summary
 
+    @property
+    def command(self) -> str:
+        """What made the run: analyze or evaluate."""
+        return str(self.summary["spec"]["command"])
+
     @cached_property
     def neurons(self) -> pa.Table:
         """A row per neuron and epsilon."""

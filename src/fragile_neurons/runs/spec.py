@@ -13,7 +13,7 @@ from typing import Literal
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from fragile_neurons.errors import InputError
+from fragile_neurons.errors import InputError, check_choice
 from fragile_neurons.norms import format_epsilon, parse_epsilons
 
 MOST_THREADS = 8  # small networks gain nothing beyond
@@ -50,10 +50,10 @@ class Found(_Frozen):
 
 
 class Spec(_Frozen):
-    """A run of `analyze`: the options of the command by their names, and what the probe found."""
+    """A run: the options of its command by their names, and what the probe found."""
 
     format_version: Literal[1] = 1
-    command: Literal["analyze"] = "analyze"
+    command: str
     model: str
     weights: str | None = None
     mean: tuple[float, ...] | None = None
@@ -63,14 +63,7 @@ class Spec(_Frozen):
     limit: int
     resize: str | None = None
     skip_bad: bool = False
-    layer: str = "first"
-    neurons: str = "all"
-    site: Literal["conv", "norm", "act"] = "conv"
-    replace: Literal["zero", "mean"] = "zero"
     epsilons: tuple[str, ...]
-    mode: Literal["adaptive", "transfer"] = "adaptive"
-    verdict_rule: Literal["tested", "below-mean"] = "tested"
-    tolerance: float = Field(default=0.01, gt=0, lt=1)
     device: str = "cpu"
     batch_size: int = Field(default=256, ge=4)
     threads: int = Field(default_factory=default_threads, ge=1)
@@ -101,11 +94,56 @@ class Spec(_Frozen):
     def to_json(self) -> str:
         return self.model_dump_json()
 
+    @staticmethod
+    def from_json(text: str) -> Spec:
+        """The Spec that was written as this text; raises ValueError or InputError."""
+        return make_spec(**json.loads(text))
+
+
+class AnalyzeSpec(Spec):
+    """A run of `analyze`."""
+
+    command: Literal["analyze"] = "analyze"
+    layer: str = "first"
+    neurons: str = "all"
+    site: Literal["conv", "norm", "act"] = "conv"
+    replace: Literal["zero", "mean"] = "zero"
+    mode: Literal["adaptive", "transfer"] = "adaptive"
+    verdict_rule: Literal["tested", "below-mean"] = "tested"
+    tolerance: float = Field(default=0.01, gt=0, lt=1)
+
+
+class EvaluateSpec(Spec):
+    """A run of `evaluate`; unavailable: attacks that could not run when it was planned."""
+
+    command: Literal["evaluate"] = "evaluate"
+    attacks: tuple[str, ...] = Field(min_length=1)
+    unavailable: tuple[str, ...] = ()
+
+    @field_validator("epsilons")
+    @classmethod
+    def _at_least_one(cls, values: tuple[str, ...]) -> tuple[str, ...]:
+        if not any(parse_epsilons(values)):
+            raise ValueError("at least one epsilon above 0")
+        return values
+
+    @field_validator("attacks")
+    @classmethod
+    def _each_once(cls, values: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(values)) < len(values):
+            raise ValueError("each attack once")
+        return values
+
+
+_KINDS: dict[object, type[Spec]] = {"analyze": AnalyzeSpec, "evaluate": EvaluateSpec}
+
 
 def make_spec(**options: object) -> Spec:
-    """A Spec of these options; raises InputError that names the first that is not allowed."""
+    """A Spec of these options, by default of `analyze`; InputError for the first that is not allowed."""
+    command = options.get("command", "analyze")
+    check_choice("command of a spec", str(command), [str(kind) for kind in _KINDS])
     try:
-        return Spec.model_validate(options)
+        return _KINDS[command].model_validate(options)
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"])
@@ -113,7 +151,7 @@ def make_spec(**options: object) -> Spec:
             f"the option {name} is not usable",
             given=first["input"],
             allowed=first["msg"],
-            fix="see: fragile-neurons analyze --help",
+            fix=f"see: fragile-neurons {command} --help",
         ) from None
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import platform
 from collections import Counter
+from collections.abc import Sequence
 from importlib import metadata
 from typing import Any
 
@@ -14,18 +15,72 @@ import scipy
 import torch
 
 from fragile_neurons.analysis.correlation import Pair, Relation
-from fragile_neurons.analysis.robustness import Accuracy
+from fragile_neurons.analysis.predictions import Predictions
+from fragile_neurons.analysis.robustness import Accuracy, RobustAccuracy
 from fragile_neurons.analysis.targeting import Targeting
 from fragile_neurons.analysis.verdicts import VERDICTS, Drops
+from fragile_neurons.attacks.catalogue import missing_extra
 from fragile_neurons.norms import format_epsilon
+from fragile_neurons.probe import Check
+from fragile_neurons.runs.evaluation import Evaluation
 from fragile_neurons.runs.execute import Subject
 from fragile_neurons.runs.results import Results
+from fragile_neurons.runs.spec import AnalyzeSpec, EvaluateSpec
 
 FORMAT_VERSION = 1
 
 
-def make_summary(subject: Subject, results: Results) -> dict[str, Any]:
-    """The contents of summary.json."""
+def analysis_summary(subject: Subject, results: Results) -> dict[str, Any]:
+    """The contents of summary.json after `analyze`."""
+    return _summary(
+        subject,
+        results.predictions,
+        [results.robust],
+        results.checks,
+        {
+            "dropout": _dropout(subject, results),
+            "targeting": _targeting(subject, results.targeting),
+            "correlation": [_pair(pair) for pair in results.relation.pairs],
+            "precision": _precision(results.relation),
+        },
+    )
+
+
+def evaluation_summary(subject: Subject, found: Evaluation) -> dict[str, Any]:
+    """The contents of summary.json after `evaluate`: no neurons, the worst case last of the attacks."""
+    spec = subject.spec
+    assert isinstance(spec, EvaluateSpec)
+    right = found.predictions.right
+    return _summary(
+        subject,
+        found.predictions,
+        [*found.curves, found.worst],
+        found.checks,
+        {
+            "dropout": [],
+            "targeting": [],
+            "correlation": [],
+            "unavailable": [
+                {"attack": name, "install": missing_extra(name) or ""} for name in spec.unavailable
+            ],
+            "cost": [vars(cost) for cost in found.costs],
+            "smallest_fooling_epsilon": {
+                "median": found.median,
+                "n": int(right.sum()),
+                "not_fooled": int(np.isnan(found.smallest[right]).sum()),
+                "largest": spec.epsilons[-1],
+            },
+        },
+    )
+
+
+def _summary(
+    subject: Subject,
+    predictions: Predictions,
+    curves: Sequence[RobustAccuracy],
+    checks: Sequence[Check],
+    findings: dict[str, Any],
+) -> dict[str, Any]:
     spec, data, selection = subject.spec, subject.data, subject.selection
     summary = {
         "format_version": FORMAT_VERSION,
@@ -52,23 +107,21 @@ def make_summary(subject: Subject, results: Results) -> dict[str, Any]:
             }
             for layer in selection.layers
         ],
-        "site": spec.site,
-        "clean_accuracy": _accuracy(Accuracy(int(results.predictions.right.sum()), len(data))),
+        "site": selection.site or None,
+        "clean_accuracy": _accuracy(Accuracy(int(predictions.right.sum()), len(data))),
         "robust_accuracy": [
             {
-                "attack": "fgsm",
+                "attack": curve.attack,
                 "epsilon": format_epsilon(epsilon),
-                **_accuracy(results.robust.at(row)),
-                "per_class": _per_class(results, row, data.classes),
+                **_accuracy(curve.at(row)),
+                "per_class": _per_class(curve, row),
             }
-            for row, epsilon in enumerate(results.robust.epsilons)
+            for curve in curves
+            for row, epsilon in enumerate(curve.epsilons)
         ],
-        "dropout": _dropout(subject, results),
-        "targeting": _targeting(subject, results.targeting),
-        "correlation": [_pair(pair) for pair in results.relation.pairs],
-        "precision": _precision(results.relation),
+        **findings,
         "hardening": None,
-        "checks": [vars(check) for check in results.checks],
+        "checks": [vars(check) for check in checks],
     }
     cleaned: dict[str, Any] = without_nan(summary)
     return cleaned
@@ -100,9 +153,9 @@ def _accuracy(accuracy: Accuracy) -> dict[str, Any]:
     return {"value": accuracy.value, "n": accuracy.n, "ci95": list(accuracy.ci95)}
 
 
-def _per_class(results: Results, row: int, classes: tuple[str, ...]) -> dict[str, Any]:
-    present = np.unique(results.robust.labels)
-    return {classes[label]: _accuracy(results.robust.at(row, int(label))) for label in present}
+def _per_class(curve: RobustAccuracy, row: int) -> dict[str, Any]:
+    present = np.unique(curve.labels)
+    return {curve.classes[label]: _accuracy(curve.at(row, int(label))) for label in present}
 
 
 def _dropout(subject: Subject, results: Results) -> list[dict[str, Any]]:
@@ -112,6 +165,7 @@ def _dropout(subject: Subject, results: Results) -> list[dict[str, Any]]:
     conditions: list[tuple[str | None, Drops, npt.NDArray[np.bool_]]] = [
         (None, dropout.clean, predictions.right)
     ]
+    assert isinstance(subject.spec, AnalyzeSpec)
     if subject.spec.mode == "adaptive":
         names = [format_epsilon(epsilon) for epsilon in dropout.epsilons]
         conditions += list(zip(names, dropout.adv, predictions.adv_right, strict=True))
