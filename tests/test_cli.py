@@ -30,11 +30,11 @@ from fragile_neurons.report import sentences
 from fragile_neurons.runs.engines import local
 from fragile_neurons.runs.execute import Subject, execute_unit
 from fragile_neurons.runs.plan import Unit
-from fragile_neurons.runs.spec import Spec
+from fragile_neurons.runs.spec import AnalyzeSpec, Spec
 
 SMALL = ["--limit", "20", "--neurons", "3", "--device", "cpu"]
-SMALL_RUN = [*SMALL, "--epsilons", "0.1", "--batch-size", "4"]  # six units
-UNITS = 7
+SMALL_RUN = [*SMALL, "--epsilons", "0.1", "--batch-size", "4"]
+UNITS = 8
 COMMANDS = ["analyze", "resume", "status", "verify", "layers", "models", "train", "data list", "data fetch"]
 
 
@@ -412,7 +412,7 @@ class Asked(Exception):  # noqa: N818  (not an error: it carries the spec out)
 
 
 @pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch, command: Command) -> Callable[..., Spec]:
+def asked(monkeypatch: pytest.MonkeyPatch, command: Command) -> Callable[..., AnalyzeSpec]:
     """The spec that a command line stands for, without running it."""
 
     def stop(spec: Spec, **_: object) -> None:
@@ -420,17 +420,17 @@ def asked(monkeypatch: pytest.MonkeyPatch, command: Command) -> Callable[..., Sp
 
     monkeypatch.setattr(importlib.import_module("fragile_neurons.cli.analyze"), "run_spec", stop)
 
-    def ask(*options: str) -> Spec:
+    def ask(*options: str) -> AnalyzeSpec:
         with pytest.raises(Asked) as carried:
             command("analyze", *options)
         spec = carried.value.args[0]
-        assert isinstance(spec, Spec)
+        assert isinstance(spec, AnalyzeSpec)
         return spec
 
     return ask
 
 
-def test_no_option_at_all_is_the_embedded_example(asked: Callable[..., Spec]) -> None:
+def test_no_option_at_all_is_the_embedded_example(asked: Callable[..., AnalyzeSpec]) -> None:
     for options in ([], ["--output", "x"], ["--force"]):
         spec = asked(*options)
         assert (spec.model, spec.data, spec.split, spec.limit) == ("mnist-cnn", "mnist", "test", 2000)
@@ -439,7 +439,7 @@ def test_no_option_at_all_is_the_embedded_example(asked: Callable[..., Spec]) ->
         assert (spec.tolerance, spec.verdict_rule, spec.batch_size, spec.seed) == (0.01, "tested", 256, 0)
 
 
-def test_any_option_brings_the_epsilons_of_the_data(asked: Callable[..., Spec]) -> None:
+def test_any_option_brings_the_epsilons_of_the_data(asked: Callable[..., AnalyzeSpec]) -> None:
     assert asked("--limit", "20").epsilons == ("0.05", "0.1", "0.2")
 
 
@@ -455,17 +455,19 @@ def test_any_option_brings_the_epsilons_of_the_data(asked: Callable[..., Spec]) 
     ],
 )
 def test_epsilons_are_taken_exactly_and_sorted(
-    asked: Callable[..., Spec], text: str, epsilons: tuple[str, ...]
+    asked: Callable[..., AnalyzeSpec], text: str, epsilons: tuple[str, ...]
 ) -> None:
     assert asked("--epsilons", text).epsilons == epsilons
 
 
 @pytest.mark.parametrize(("text", "tolerance"), [("2pp", 0.02), ("0.5pp", 0.005), ("0.03", 0.03)])
-def test_a_tolerance_is_points_or_a_fraction(asked: Callable[..., Spec], text: str, tolerance: float) -> None:
+def test_a_tolerance_is_points_or_a_fraction(
+    asked: Callable[..., AnalyzeSpec], text: str, tolerance: float
+) -> None:
     assert asked("--tolerance", text).tolerance == pytest.approx(tolerance, abs=1e-15)
 
 
-def test_every_option_reaches_the_spec(asked: Callable[..., Spec]) -> None:
+def test_every_option_reaches_the_spec(asked: Callable[..., AnalyzeSpec]) -> None:
     spec = asked(
         *shlex.split(
             "--model mnist-cnn-robust --weights w.safetensors --mean 0.5 --std 0.25 --split val --limit 50 "
@@ -587,7 +589,7 @@ def test_another_run_in_the_folder_is_refused_and_replaced_with_force(command: C
     (own / "notes.txt").write_text("mine")
     before = (own / "neurons.csv").read_bytes()
     other = ["analyze", *SMALL_RUN, "--neurons", "2", "--seed", "1", "--output", str(own)]
-    assert_refused(command(*other), str(own), "differs in: neurons, seed, found", "--force")
+    assert_refused(command(*other), str(own), "differs in: seed, found, neurons", "--force")
     assert (own / "neurons.csv").read_bytes() == before
     assert command(*other, "--force").code == 0
     assert open_run(own).neurons.num_rows == 2
@@ -639,7 +641,7 @@ def test_an_unfinished_run_says_how_far_it_is_and_is_finished_by_resume(
 ) -> None:
     computed.clear()
     status = command("status", str(unfinished))
-    assert_refused(status, "2 of 7 units done", f"fragile-neurons resume {unfinished}", code=3)
+    assert_refused(status, f"2 of {UNITS} units done", f"fragile-neurons resume {unfinished}", code=3)
     assert command("verify", str(unfinished)).code == 0  # what there is, is whole
     assert command("resume", str(unfinished)).code == 0
     assert len(computed) == UNITS - 2

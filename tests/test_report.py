@@ -220,7 +220,7 @@ def made_up_run(folder: Path, name: str = "a model", *, epsilons: list[float] | 
         "data": {"name": "mnist", "split": "test", "n": 1200},
         "layers": [{"name": "conv1", "neurons": 12}],
         "site": "conv",
-        "spec": {"epsilons": budgets},
+        "spec": {"command": "analyze", "epsilons": budgets},
         "clean_accuracy": {"value": 1.0, "ci95": [0.9, 1.0]},
         "robust_accuracy": [
             {"attack": "fgsm", "epsilon": budget, "value": 0.5, "ci95": [0.4, 0.6]} for budget in budgets
@@ -229,7 +229,17 @@ def made_up_run(folder: Path, name: str = "a model", *, epsilons: list[float] | 
         "correlation": [
             {**pair(epsilon=budget), "headline": headline} for budget in budgets for headline in (True, False)
         ],
-        "checks": [{"name": name, "status": "pass", "meaning": "no|thing"}],
+        "checks": [
+            {
+                "name": name,
+                "status": "pass",
+                "value": 0.5,
+                "meaning": "no|thing",
+                "advice": "",
+                "warn": None,
+                "fail": None,
+            }
+        ],
     }
     (folder / "summary.json").write_text(json.dumps(summary))
     return Run(folder)
@@ -300,4 +310,4 @@ def test_hostile_names_in_a_run_stay_text(tmp_path: Path, name: str) -> None:
     text = markdown(made_up_run(tmp_path, name))
     inline = cells(text)
     assert inline[0] == f"{name} on mnist"
-    assert inline[-3:] == [name, "pass", "no|thing"]
+    assert inline[-6:] == [name, "pass", "0.5", "–", "–", "no|thing"]
