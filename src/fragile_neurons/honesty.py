@@ -13,207 +13,13 @@ from scipy.optimize import linear_sum_assignment
 from fragile_neurons.attacks.autoattack import INSTALL
 from fragile_neurons.evidence import GIVEN, LABEL, Arrays
 from fragile_neurons.probe import Check
+from fragile_neurons.questions import IMAGES_PER_CLASS, QUESTIONS
 from fragile_neurons.stats import mcnemar
 
 TIMES_CHANCE = 2
 SURE = 0.001  # p from which another reading or order of classes counts, over all that were tried
-IMAGES_PER_CLASS = 5
 RATIO = (0.5, 2.0)
-NEVER = "there is always an answer"
-CHANCE = "clean accuracy is below twice chance"
 Bools = npt.NDArray[np.bool_]
-
-
-@dataclass(frozen=True)
-class Question:
-    """A check: its statistic, larger is worse; a warning above `warn`, failed above `fail`."""
-
-    name: str
-    statistic: str
-    warn: float
-    fail: float | None
-    waived: str
-    advice: str
-
-    def answer(self, value: float | None, told: str = "") -> Check:
-        """The Check for this value; None where the question does not apply."""
-        if value is None:
-            return Check(self.name, "not applicable", None, f"does not apply: {told or self.waived}")
-        failed = self.fail is not None and value > self.fail
-        status = "fail" if failed else "warn" if value > self.warn else "pass"
-        meaning = f"{self.statistic}; {told}" if told else self.statistic
-        advice = "" if status == "pass" else self.advice
-        return Check(self.name, status, value, meaning, advice, self.warn, self.fail)
-
-
-_INPUTS = (
-    Question(
-        "pixel range",
-        "how far a pixel lies outside [0, 1]",
-        0.0,
-        0.0,
-        NEVER,
-        "give images in [0, 1], and mean and std to the classifier",
-    ),
-    Question(
-        "above chance",
-        "twice chance (of two classes 75 %) minus clean accuracy",
-        0.0,
-        None,
-        NEVER,
-        "nothing here says much about a trained network; check the weights, the normalisation and the order "
-        "of the classes",
-    ),
-    Question(
-        "normalisation",
-        "accuracy gained under another normalisation, where that is sure",
-        0.05,
-        0.05,
-        NEVER,
-        "the network does not see the images as it was trained to",
-    ),
-    Question(
-        "class order",
-        "accuracy gained with the outputs in another order, where that is sure",
-        0.2,
-        0.2,
-        f"fewer than {IMAGES_PER_CLASS} images per class",
-        "order the data's classes as the network has them (folders are sorted)",
-    ),
-    Question(
-        "zero gradient",
-        "share of images at which no pixel has a gradient",
-        0.01,
-        0.1,
-        NEVER,
-        "attacks that climb a gradient prove nothing here; look for rounding, a saturated softmax or a "
-        "detach, and trust only attacks without gradients (square)",
-    ),
-    Question(
-        "gradient",
-        "share of images where the margin does not change as its gradient says, by half or double",
-        0.1,
-        0.5,
-        "no image has a gradient that rounding does not hide",
-        "something in the network hides its true gradient, as a detach, rounding or a made-up backward pass "
-        "does; attack a copy without it",
-    ),
-    Question(
-        "equal logits",
-        "share of images where all logits but the largest are equal",
-        0.05,
-        0.5,
-        "there are two classes",
-        "the outputs are decisions, not scores; take the logits before them",
-    ),
-    Question(
-        "epsilon 0",
-        "share of images that are predicted otherwise under FGSM of epsilon 0",
-        0.0,
-        0.01,
-        NEVER,
-        "the network does not answer the same image alike; make it deterministic",
-    ),
-)
-_ATTACKS = (
-    Question(
-        "budget and bounds",
-        "how far an attack's images lay outside the ball or [0, 1], before they were projected",
-        1e-5,
-        1e-3,
-        NEVER,
-        "the projected images may be weak; correct the attack, it works on pixels in [0, 1]",
-    ),
-    Question(
-        "worst case",
-        "accuracy reported as the worst case minus the least of any attack",
-        0.0,
-        0.0,
-        "there is one attack",
-        "take the worst case of each image, never a mean over attacks",
-    ),
-    Question(
-        "rising accuracy",
-        "largest rise of the worst case from one epsilon to the next",
-        0.0,
-        0.02,
-        "there is one epsilon",
-        "the attacks are too weak at the larger epsilon; give more steps, restarts or attacks",
-    ),
-    Question(
-        "PGD and FGSM",
-        "accuracy under PGD minus under FGSM",
-        0.02,
-        0.05,
-        CHANCE,
-        "the gradient misleads an attack of many steps; look for gradient masking",
-    ),
-    Question(
-        "unbounded PGD",
-        "accuracy under PGD of epsilon 1",
-        0.01,
-        0.05,
-        CHANCE,
-        "an attack that may do anything fails, so it fails for lack of a gradient, not for robustness",
-    ),
-    Question(
-        "steps",
-        "accuracy that twice the steps of PGD take away",
-        0.02,
-        0.1,
-        CHANCE,
-        "PGD has not converged; add pgd-strong or autoattack",
-    ),
-    Question(
-        "restarts",
-        "share of images that one restart of PGD fools and all of them do not",
-        0.0,
-        0.02,
-        CHANCE,
-        "keep the worst restart of each image",
-    ),
-    Question(
-        "Square",
-        "accuracy under PGD minus under Square, which uses no gradient",
-        0.02,
-        0.05,
-        CHANCE,
-        "the gradient is masked: trust Square, not PGD",
-    ),
-    Question(
-        "transferred",
-        "accuracy under PGD minus under images made on a linear network",
-        0.02,
-        0.05,
-        CHANCE,
-        "the gradient is masked: images made elsewhere fool the network better than its own",
-    ),
-    Question(
-        "noise",
-        "accuracy under PGD minus under random signs",
-        0.02,
-        0.05,
-        CHANCE,
-        "PGD is no better than chance: the gradient is masked",
-    ),
-    Question(
-        "losses",
-        "accuracy under PGD on the cross-entropy and on the margin, their difference",
-        0.05,
-        0.15,
-        CHANCE,
-        "one of the losses is flat; take the worst case of pgd and pgd-margin",
-    ),
-    Question(
-        "temperature",
-        "accuracy that PGD takes away when the logits are divided by their median margin",
-        0.05,
-        0.15,
-        CHANCE,
-        "the softmax is saturated by the scale of the logits; attack the margin or smaller logits",
-    ),
-)
-QUESTIONS = {question.name: question for question in (*_INPUTS, *_ATTACKS)}
 
 
 def check_inputs(observed: Arrays, gradients: Arrays, classes: tuple[str, ...]) -> tuple[Check, ...]:
@@ -292,8 +98,8 @@ def check_attacks(evidence: Evidence) -> tuple[Check, ...]:
     )
 
 
-def _ask(name: str, value: float | None, told: str = "") -> Check:
-    return QUESTIONS[name].answer(value, told)
+def _ask(name: str, value: float | None, told: str = "", *, sure: bool = True) -> Check:
+    return QUESTIONS[name].answer(value, told, sure=sure)
 
 
 def _above_chance(right: Bools, classes: int) -> Check:
@@ -312,16 +118,15 @@ def _normalisation(right: dict[str, Bools], classes: int) -> Check:
     others = {name: values for name, values in right.items() if name != GIVEN}
     gain, best = max((float(values.mean() - given.mean()), name) for name, values in others.items())
     lost, gained = int((given & ~others[best]).sum()), int((others[best] & ~given).sum())
-    sure = float(mcnemar(lost, gained)) * len(others) <= SURE
     # chance is better than a network whose classes are in another order
-    if gain <= QUESTIONS["normalisation"].warn or not sure or others[best].mean() < _enough(classes):
-        return _ask("normalisation", 0.0, "no other makes the network right on more images")
-    return _ask(
-        "normalisation",
-        gain,
+    sure = float(mcnemar(lost, gained)) * len(others) <= SURE and others[best].mean() >= _enough(classes)
+    told = (
         f"the network is right on {100 * others[best].mean():.0f} % of {len(given)} images {best}, "
-        f"on {100 * given.mean():.0f} % as given: {_REMEDIES.get(best, _GIVE_IT)}",
+        f"on {100 * given.mean():.0f} % as given"
     )
+    if sure and gain > QUESTIONS["normalisation"].warn:
+        told = f"{told}: {_REMEDIES.get(best, _GIVE_IT)}"
+    return _ask("normalisation", gain, told, sure=sure)
 
 
 def _class_order(predicted: npt.NDArray[Any], label: npt.NDArray[Any], classes: Sequence[str]) -> Check:
@@ -339,8 +144,9 @@ def _class_order(predicted: npt.NDArray[Any], label: npt.NDArray[Any], classes: 
     given, reordered = predicted == label, renamed == label
     gain = float(reordered.mean() - given.mean())
     p = float(mcnemar(int((given & ~reordered).sum()), int((reordered & ~given).sum())))
-    if p > SURE or gain <= QUESTIONS["class order"].warn or reordered.mean() < _enough(len(classes)):
-        return _ask("class order", 0.0, "no other order of the classes fits the outputs better")
+    sure = p <= SURE and reordered.mean() >= _enough(len(classes))
+    if not sure or gain <= QUESTIONS["class order"].warn:
+        return _ask("class order", gain, "no other order of the classes fits the outputs better", sure=sure)
     order = _best_order(predicted, label, np.ones(len(label), bool), len(classes))
     moved = [f"output {row} is {classes[to]!r}" for row, to in enumerate(order) if row != to]
     shown = ", ".join([*moved[:4], *["..."][: len(moved) - 4]])
