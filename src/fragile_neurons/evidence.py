@@ -31,7 +31,7 @@ IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 LABEL, GIVEN = "label", "as given"
 STEPS_OF_DIFFERENCE = (1e-4, 1e-3)  # in pixels: the smaller is less curved, the larger rounds less
 JITTER = 0.02
-ROUNDING = 1e-4  # of the largest logit: a smaller change of the margin says nothing about its gradient
+ROUNDING = 1e-4  # of the largest logit: a smaller change of the margin says nothing
 UNBOUNDED = "unbounded PGD"
 QUERIES = 1_000
 RIDGE = 0.1  # of the mean eigenvalue
@@ -59,7 +59,7 @@ def observe_gradients(classifier: Classifier, data: ImageData, *, images: int) -
 
     excess: how far a pixel lies outside [0, 1]. zero: no pixel has a gradient (of the cross-entropy).
     ratio: the margin's change along the sign of its gradient over what the gradient says, central
-    differences; nan where rounding hides it. equal: all logits but the largest are equal, of three
+    differences; nan where rounding hides both. equal: all logits but the largest are equal, of three
     and more. moved: predicted otherwise at epsilon 0.
     """
     parts: dict[str, list[torch.Tensor]] = {}
@@ -100,8 +100,10 @@ def _difference_ratio(classifier: Classifier, images: torch.Tensor, labels: torc
                 margins(classifier(leaves + side * step * gradient.sign()), labels) for side in (1, -1)
             )
             said = 2 * step * gradient.abs().flatten(1).sum(dim=1)
-            hidden = said < ROUNDING * logits.abs().amax(dim=1)
-            ratio = torch.where(hidden, torch.nan, (high - low) / said)
+            done = high - low
+            least = ROUNDING * logits.abs().amax(dim=1)
+            hidden = torch.maximum(said, done.abs()) < least
+            ratio = torch.where(hidden, torch.nan, done / said.clamp(min=1e-30))
         closer = best.isnan() | ((ratio - 1).abs() < (best - 1).abs())
         best = torch.where(closer, ratio, best)
     return best
@@ -191,7 +193,7 @@ def transferred(
     wanted = nn.functional.one_hot(truth, len(data.classes)).double()
     kernel = centred @ centred.T
     kernel += RIDGE * kernel.diagonal().mean() * torch.eye(len(kernel), dtype=kernel.dtype)
-    linear = nn.Linear(flat.shape[1], len(data.classes))
+    linear = nn.utils.skip_init(nn.Linear, flat.shape[1], len(data.classes))
     with torch.no_grad():
         linear.weight.copy_((centred.T @ torch.linalg.solve(kernel, wanted - wanted.mean(dim=0))).T)
         linear.bias.copy_(wanted.mean(dim=0) - flat.mean(dim=0) @ linear.weight.double().T)

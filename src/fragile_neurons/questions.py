@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from fragile_neurons.probe import Check
 
 IMAGES_PER_CLASS = 5
+ROUNDING = 1e-9  # of a difference of shares
 NEVER = "there is always an answer"
 CHANCE = "clean accuracy is below twice chance"
 
@@ -26,8 +27,9 @@ class Question:
         """The Check for this value; None where the question does not apply. Unsure values are not flagged."""
         if value is None:
             return Check(self.name, "not applicable", None, f"does not apply: {told or self.waived}")
-        failed = self.fail is not None and value > self.fail
-        status = "pass" if not sure else "fail" if failed else "warn" if value > self.warn else "pass"
+        failed = self.fail is not None and value > self.fail + ROUNDING
+        warned = value > self.warn + ROUNDING
+        status = "pass" if not sure else "fail" if failed else "warn" if warned else "pass"
         meaning = f"{self.statistic}; {told}" if told else self.statistic
         advice = "" if status == "pass" else self.advice
         return Check(self.name, status, value, meaning, advice, self.warn, self.fail)
