@@ -193,7 +193,8 @@ def transferred(
     wanted = nn.functional.one_hot(truth, len(data.classes)).double()
     kernel = centred @ centred.T
     kernel += RIDGE * kernel.diagonal().mean() * torch.eye(len(kernel), dtype=kernel.dtype)
-    linear = nn.utils.skip_init(nn.Linear, flat.shape[1], len(data.classes))
+    # unlike nn.Linear alone, it draws no random numbers
+    linear = nn.utils.skip_init(nn.Linear, flat.shape[1], len(data.classes))  # type: ignore[no-untyped-call]
     with torch.no_grad():
         linear.weight.copy_((centred.T @ torch.linalg.solve(kernel, wanted - wanted.mean(dim=0))).T)
         linear.bias.copy_(wanted.mean(dim=0) - flat.mean(dim=0) @ linear.weight.double().T)
