@@ -787,3 +787,78 @@ def test_the_command_without_options_finishes_with_every_file(command: Command) 
     assert [row["epsilon"] for row in run.summary["robust_accuracy"]] == ["0.1", "0.2"]
     assert run.neurons.num_rows == 2 * 32
     assert command("verify", str(folder)).code == 0
+
+
+# --- evaluate
+
+
+@pytest.mark.parametrize(
+    ("options", "holds"),
+    [
+        ("--attacks cw", ["there is no such attack", "given:   cw", "fgsm, pgd, pgd-margin", "path/file.py:"]),
+        ("--attacks fgsm,fgsm", ["the option attacks is not usable", "each attack once", "evaluate --help"]),
+        ("--attacks ''", ["the option attacks is not usable"]),
+        ("--attacks gone.py:attack", ["there is no file", "gone.py:attack"]),
+        ("--epsilons ''", ["the option epsilons is not usable", "at least one epsilon above 0"]),
+        ("--epsilons 1e-9", ["too small for any pixel", "given:   1e-09"]),
+        ("--epsilons 2", ["given:   2", '"2/255"']),
+        ("--spec none.toml", ["--spec stands alone", "--limit"]),
+        ("--batch-size 3", ["given:   3", "greater than or equal to 4"]),
+    ],
+)  # fmt: skip
+def test_an_impossible_evaluation_is_refused_before_anything_is_written(
+    command: Command, options: str, holds: list[str]
+) -> None:
+    outcome = command(
+        "evaluate", "--limit", "20", "--output", "run", "--epsilons", "0.1", *shlex.split(options)
+    )
+    assert_refused(outcome, *holds)
+    assert_nothing_left()
+
+
+def test_an_evaluation_shows_attacks_worst_case_and_checks(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fragile_neurons.attacks.autoattack.is_installed", lambda: False)
+    Path("mine.py").write_text(
+        "import torch\n"
+        "def still(classifier, images, labels, epsilons, *, generator=None):\n"
+        "    return torch.stack([images for _ in epsilons])\n"
+    )
+    options = ["--limit", "20", "--epsilons", "0.1,0.2", "--output", "run"]
+    shown = command("evaluate", *options, "--attacks", "fgsm,autoattack,mine.py:still")
+    assert shown.code == 0
+    text = " ".join(shown.out.split())
+    assert "mnist-cnn on 20 test images of mnist: clean accuracy" in text
+    assert "autoattack not installed: pip install 'fragile-neurons[autoattack]'" in text
+    assert "mine.py:still" in text
+    assert "worst case" in text
+    assert "median" in text
+    assert "Checks:" in text
+    assert "The run is in run" in text
+    again = command("evaluate", *options, "--attacks", "fgsm,autoattack,mine.py:still")
+    assert again.code == 0
+    assert again.out == shown.out
+    assert command("verify", "run").code == 0
+    other = command("analyze", "--spec", "run/spec.toml", "--output", "other")
+    assert_refused(
+        other, "the spec is of another command", "given:   evaluate", "evaluate --spec run/spec.toml"
+    )
+    repeated = command("evaluate", "--spec", "run/spec.toml", "--output", "again")
+    assert repeated.code == 0
+    for name in ("summary.json", "images.parquet"):
+        assert (Path("again") / name).read_bytes() == (Path("run") / name).read_bytes()
+
+
+def test_no_option_at_all_is_the_bundled_network(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    def carry(spec: Spec, **_: object) -> None:
+        raise Asked(spec)
+
+    monkeypatch.setattr(sys.modules["fragile_neurons.cli.evaluate"], "run_spec", carry)
+    with pytest.raises(Asked) as carried:
+        command("evaluate")
+    spec = carried.value.args[0]
+    assert (spec.model, spec.data, spec.limit, spec.epsilons) == (
+        "mnist-cnn", "mnist", 2000, ("0.05", "0.1", "0.2"),
+    )  # fmt: skip
+    assert spec.attacks == ("fgsm", "pgd", "pgd-margin")

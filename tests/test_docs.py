@@ -36,3 +36,15 @@ def test_the_public_names_are_listed_and_documented() -> None:
     assert sorted(fragile_neurons.__all__) == fragile_neurons.__all__
     for name in fragile_neurons.__all__:
         assert getattr(fragile_neurons, name).__doc__
+
+
+def test_the_table_of_checks_is_the_one_in_the_code() -> None:
+    from fragile_neurons.questions import QUESTIONS
+
+    text = (ROOT / "docs" / "method.md").read_text()
+    rows = [line for line in text.splitlines() if line.startswith("| `")]
+    expected = []
+    for one in QUESTIONS.values():
+        fail = "–" if one.fail is None else f"{one.fail:g}"
+        expected.append(f"| `{one.name}` | {one.statistic} | {one.warn:g} | {fail} | {one.waived} |")
+    assert rows == expected

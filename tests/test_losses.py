@@ -7,7 +7,7 @@ from decimal import Decimal, getcontext
 import pytest
 import torch
 
-from fragile_neurons.losses import cross_entropy_direction, margins
+from fragile_neurons.losses import cross_entropy_direction, margin_direction, margins
 
 
 @pytest.mark.parametrize("margin", [0.0, 1.0, 17.0, 30.0, 200.0, 700.0])
@@ -42,3 +42,12 @@ def test_margins_by_hand() -> None:
     logits = torch.tensor([[3.0, 1.0, 2.0], [0.0, 5.0, 4.5]])
     assert margins(logits, torch.tensor([0, 2])).tolist() == [1.0, -0.5]
     assert margins(torch.stack([logits, logits + 7]), torch.tensor([1, 1])).tolist() == [[-2.0, 0.5]] * 2
+
+
+def test_the_margin_direction_is_the_gradient_of_minus_the_margin() -> None:
+    torch.manual_seed(0)
+    for classes in (2, 5):
+        logits = torch.randn(20, classes, requires_grad=True)
+        labels = torch.arange(20) % classes
+        (gradient,) = torch.autograd.grad(-margins(logits, labels).sum(), logits)
+        assert torch.equal(margin_direction(logits.detach(), labels), gradient)

@@ -166,3 +166,23 @@ def test_projection_keeps_what_is_inside_and_repeats_itself() -> None:
 def test_projection_to_epsilon_zero_is_the_image() -> None:
     images, direction = _images_and_direction()
     assert torch.equal(project(images + direction, images, Fraction(0)), images)
+
+
+@pytest.mark.parametrize("value", ["1e-9", "1/100000000", 2.0**-25])
+def test_a_budget_that_no_pixel_can_show_is_refused(value: str | float) -> None:
+    with pytest.raises(InputError, match=r"too small for any pixel to show it(.|\n)*at least 6e-08"):
+        parse_epsilons(["0.1", value])
+
+
+def test_the_smallest_budget_moves_a_pixel_and_0_is_one_too() -> None:
+    none, smallest = parse_epsilons([2.0**-24, 0])
+    below_one = torch.tensor([0.75])
+    assert torch.equal(perturb(below_one, torch.ones(1), none), below_one)
+    assert not torch.equal(perturb(below_one, torch.ones(1), smallest), below_one)
+
+
+def test_a_projection_has_a_radius_for_each_image() -> None:
+    images, far = torch.full((2, 1, 1, 2), 0.5), torch.full((2, 1, 1, 2), 3.0)
+    radii = torch.tensor([0.1, 0.75]).view(2, 1, 1, 1)
+    found = project(far, images, radii)
+    torch.testing.assert_close(found.flatten(1), torch.tensor([[0.6, 0.6], [1.0, 1.0]]))

@@ -18,10 +18,15 @@ def accuracy_rows(found: Found) -> tuple[list[str], list[list[str]]]:
     for row in found["robust_accuracy"]:
         cells.setdefault(row["attack"], []).append(sentences.accuracy(row))
     costs = {one["attack"]: f"{one['forward']:.0f} + {one['backward']:.0f}" for one in found["cost"]}
-    rows = [[attack, *accuracies, costs.get(attack, "")] for attack, accuracies in cells.items()]
+    rows = [[_short(attack), *accuracies, costs.get(attack, "")] for attack, accuracies in cells.items()]
     for one in found["unavailable"]:
         rows.insert(-1, [one["attack"], f"not installed: {one['install']}", *[""] * len(epsilons)])
     return ["attack", *(f"epsilon {epsilon}" for epsilon in epsilons), "passes"], rows
+
+
+def _short(attack: str) -> str:
+    """The user's own attack without the folders of its file."""
+    return attack.rpartition("/")[2]
 
 
 def smallest(found: Found) -> str:
