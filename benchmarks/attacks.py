@@ -56,7 +56,8 @@ RUNGS: dict[str, dict[str, Attack]] = {
         "pgd": partial(pgd, steps=100),
         "pgd-margin": partial(pgd_margin, steps=100),
     },
-    "pgd-strong (100 decaying steps, 10 restarts)": {"pgd-strong": pgd_strong},
+    "pgd-strong (100 decaying steps, 4 restarts)": {"pgd-strong": pgd_strong},
+    "pgd-strong (100 decaying steps, 10 restarts)": {"pgd-strong": partial(pgd_strong, restarts=10)},
 }
 PACKAGES = ("torch", "foolbox", "torchattacks", "adversarial-robustness-toolbox", "pyautoattack")
 Row = dict[str, Any]
@@ -372,7 +373,7 @@ def agreement_part(cache: Cache) -> str:
     equal = [cache.get(f"pgd {model}", partial(pgd_agreement, model)) for model in SUBJECTS]
     return f"""## The same images?
 
-FGSM on {IMAGES} test images. A pixel counts as explained where float32 cannot tell the sign of its gradient.
+FGSM on {IMAGES} test images. A pixel counts as explained where float32 cannot tell its gradient's sign.
 
 {table(rows)}
 
@@ -396,8 +397,8 @@ def strength_part(cache: Cache) -> str:
         rows += strength_rows(model, epsilon, found)
     return f"""## As strong?
 
-{IMAGES} test images. The epsilon leaves pgd-strong (2 restarts) about {LEFT:.0%} of 200 val images. AutoAttack is
-the standard set of pyautoattack. An attack's images are judged by a pass of their own; passes: images
+{IMAGES} test images. The epsilon leaves pgd-strong (2 restarts) about {LEFT:.0%} of 200 val images. AutoAttack
+is the standard set of pyautoattack. An attack's images are judged by a pass of their own; passes: images
 through the network + gradients back.
 
 {table(rows)}"""

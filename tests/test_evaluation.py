@@ -131,7 +131,7 @@ def test_the_cost_is_what_a_hook_counts(
 def test_all_checks_are_in_the_summary_and_in_the_report(finished: fn.Run) -> None:
     checks = finished.summary["checks"]
     names = [check["name"] for check in checks]
-    assert len(set(names)) == len(names) == 25
+    assert len(set(names)) == len(names) == 26
     square = next(check for check in checks if check["name"] == "Square")
     assert square["status"] == "not applicable"
     assert "pip install 'fragile-neurons[autoattack]'" in square["meaning"]

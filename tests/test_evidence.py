@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -219,6 +220,20 @@ def test_an_exact_one_hot_output_is_refused(honest: nn.Module, data: fn.ImageDat
         probe(fn.Classifier(Exact(honest)).eval(), *data[:8], data.classes)
 
 
+def test_an_evaluation_by_fgsm_alone_is_told_that_it_proves_nothing(
+    honest: nn.Module, data: fn.ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(autoattack, "is_installed", lambda: False)
+    statuses = {}
+    for attacks in (["fgsm"], ["pgd-strong"]):
+        run = fn.evaluate(
+            fn.Classifier(honest), data, attacks=attacks, epsilons=["0.15"], output=tmp_path / attacks[0]
+        )
+        (check,) = [check for check in run.summary["checks"] if check["name"] == "stronger attack"]
+        statuses[attacks[0]] = check["status"]
+    assert statuses == {"fgsm": "fail", "pgd-strong": "pass"}
+
+
 def lazy(size: float) -> Attack:
     """PGD of steps too small to arrive."""
     return partial(pgd, step_size=size, restarts=1, random_start=False)
@@ -311,7 +326,8 @@ def held_at(**accuracies: float) -> Evidence:
     """Evidence in which all is well but for these accuracies; one share of a thousand images each."""
     good = {
         "noise": 0.98, "FGSM": 0.7, "PGD": 0.5, "PGD, one restart": 0.52, "PGD, twice the steps": 0.5,
-        "PGD, margin": 0.5, "PGD, tempered": 0.5, "transferred": 0.9, "Square": 0.6, UNBOUNDED: 0.0,
+        "PGD, margin": 0.5, "PGD, tempered": 0.5,
+        "PGD, strong": 0.5, "transferred": 0.9, "Square": 0.6, UNBOUNDED: 0.0,
     }  # fmt: skip
     held = {name: first(share)[None] for name, share in (good | accuracies).items()}
     return Evidence(
@@ -368,6 +384,7 @@ STATISTICS: dict[str, Callable[[float], Check]] = {
             reported={"a": np.stack([first(0.5), first(0.5 + v)])},
         )
     )["rising accuracy"],
+    "stronger attack": lambda v: attacked(held_at(**{"PGD, strong": 0.5 - v}))["stronger attack"],
     "PGD and FGSM": lambda v: attacked(held_at(FGSM=0.5 - v))["PGD and FGSM"],
     "unbounded PGD": lambda v: attacked(held_at(**{UNBOUNDED: v}))["unbounded PGD"],
     "steps": lambda v: attacked(held_at(**{"PGD, twice the steps": 0.5 - v}))["steps"],
@@ -408,8 +425,8 @@ def test_a_check_turns_at_its_thresholds(name: str) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["PGD and FGSM", "unbounded PGD", "steps", "restarts", "Square", "transferred", "noise", "losses",
-     "temperature"],
+    ["stronger attack", "PGD and FGSM", "unbounded PGD", "steps", "restarts", "Square", "transferred",
+     "noise", "losses", "temperature"],
 )  # fmt: skip
 def test_below_twice_chance_the_comparisons_do_not_apply(name: str) -> None:
     enough, less = (attacked(replace(held_at(), clean=first(share)))[name] for share in (0.2, 0.199))

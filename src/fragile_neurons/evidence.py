@@ -17,7 +17,7 @@ from fragile_neurons.attacks.apply import Attack, apply_attack
 from fragile_neurons.attacks.autoattack import square
 from fragile_neurons.attacks.fgsm import fgsm
 from fragile_neurons.attacks.noise import sign_noise
-from fragile_neurons.attacks.pgd import pgd, pgd_margin
+from fragile_neurons.attacks.pgd import pgd, pgd_margin, pgd_strong
 from fragile_neurons.classifier import Classifier, evaluating
 from fragile_neurons.data.batches import batches
 from fragile_neurons.data.images import ImageData
@@ -118,6 +118,7 @@ def conditions(data: ImageData) -> dict[str, Attack]:
         "PGD, one restart": partial(pgd, restarts=1),
         "PGD, twice the steps": partial(pgd, steps=40),
         "PGD, margin": pgd_margin,
+        "PGD, strong": partial(pgd_strong, restarts=2),
         "PGD, tempered": tempered_pgd,
         "transferred": partial(transferred, data),
         "Square": partial(square, steps=QUERIES),

@@ -78,10 +78,16 @@ def check_attacks(evidence: Evidence) -> tuple[Check, ...]:
     both = [held[name].mean(axis=1) for name in ("PGD", "PGD, margin")]
     lost = ~held["PGD, one restart"] & held["PGD"]
     any_held = applies and bool(len(held["PGD"]))
+    stronger = None
+    if any_held:
+        strong = held["PGD, strong"]
+        reported = evidence.worst[-len(strong) :, : strong.shape[1]]  # epsilons above 0 come last
+        stronger = float((reported.mean(axis=1) - strong.mean(axis=1)).max())
     return (
         _ask("budget and bounds", evidence.excess[outside], outside),
         _ask("worst case", float((worst - least).max()) if len(evidence.reported) > 1 else None),
         _ask("rising accuracy", float(np.diff(worst).max()) if len(worst) > 1 else None),
+        _ask("stronger attack", stronger, "" if stronger is None else images),
         compare("PGD and FGSM", "PGD", "FGSM"),
         _ask(
             "unbounded PGD", float(evidence.unbounded.mean()) if applies else None, images if applies else ""

@@ -130,6 +130,14 @@ _ATTACKS = (
         "the attacks are too weak at the larger epsilon; give more steps, restarts or attacks",
     ),
     Question(
+        "stronger attack",
+        "accuracy reported as the worst case minus under PGD of decaying steps",
+        0.02,
+        0.1,
+        CHANCE,
+        "the reported attacks are too weak to call this robust: add pgd-strong or autoattack",
+    ),
+    Question(
         "PGD and FGSM",
         "accuracy under PGD minus under FGSM",
         0.02,

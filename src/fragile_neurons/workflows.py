@@ -79,7 +79,7 @@ def evaluate(
     data: ImageData,
     *,
     output: str | Path | None = None,
-    attacks: Sequence[str] = ("fgsm", "pgd", "pgd-margin"),
+    attacks: Sequence[str] = ("fgsm", "pgd", "pgd-strong"),
     epsilons: Sequence[str | float | Fraction],
     batch_size: int = 256,
     seed: int = 0,

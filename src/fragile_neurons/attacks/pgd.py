@@ -53,7 +53,7 @@ pgd_margin = partial(pgd, losses=(margin_direction,))
 """PGD on the margin (Carlini and Wagner 2017) instead of the cross-entropy."""
 
 pgd_strong = partial(
-    pgd, losses=(cross_entropy_direction, margin_direction), steps=100, step_size=1.0, decay=True, restarts=10
+    pgd, losses=(cross_entropy_direction, margin_direction), steps=100, step_size=1.0, decay=True, restarts=4
 )
 """PGD on both, large steps first, then ever smaller ones (our choice of numbers).
 
