@@ -373,12 +373,12 @@ def agreement_part(cache: Cache) -> str:
     equal = [cache.get(f"pgd {model}", partial(pgd_agreement, model)) for model in SUBJECTS]
     return f"""## The same images?
 
-FGSM on {IMAGES} test images. A pixel counts as explained where float32 cannot tell its gradient's sign.
+FGSM on {IMAGES} test images. A pixel is explained where float32 cannot tell its gradient's sign.
 
 {table(rows)}
 
-PGD on {MANY:,} test images without random start, {STEPS} steps of 2.5 / {STEPS} epsilon, one restart. Here the
-first image that fools is kept, there the last one counts; and there a confident image has a gradient of
+PGD on {MANY:,} test images without random start, {STEPS} steps of 2.5 / {STEPS} epsilon, one restart. Here
+the first image that fools is kept, there the last one counts; and there a confident image has a gradient of
 zero, in float32.
 
 {table(equal)}"""
@@ -397,9 +397,9 @@ def strength_part(cache: Cache) -> str:
         rows += strength_rows(model, epsilon, found)
     return f"""## As strong?
 
-{IMAGES} test images. The epsilon leaves pgd-strong (2 restarts) about {LEFT:.0%} of 200 val images. AutoAttack
-is the standard set of pyautoattack. An attack's images are judged by a pass of their own; passes: images
-through the network + gradients back.
+{IMAGES} test images. The epsilon leaves pgd-strong (2 restarts) about {LEFT:.0%} of 200 val images.
+AutoAttack is the standard set of pyautoattack. An attack's images are judged by a pass of their own; passes:
+images through the network + gradients back.
 
 {table(rows)}"""
 

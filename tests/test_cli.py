@@ -816,6 +816,11 @@ def test_an_impossible_evaluation_is_refused_before_anything_is_written(
     assert_nothing_left()
 
 
+def test_a_folder_of_the_other_command_is_refused(command: Command, finished: Path) -> None:
+    outcome = command("evaluate", "--limit", "20", "--epsilons", "0.1", "--output", str(finished))
+    assert_refused(outcome, "the folder holds another run", "differs in: command", "--force")
+
+
 def test_an_evaluation_shows_attacks_worst_case_and_checks(
     command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:

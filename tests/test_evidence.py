@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torchvision
 from torch import nn
 
 import fragile_neurons as fn
@@ -220,6 +221,7 @@ def test_an_exact_one_hot_output_is_refused(honest: nn.Module, data: fn.ImageDat
         probe(fn.Classifier(Exact(honest)).eval(), *data[:8], data.classes)
 
 
+@pytest.mark.slow
 def test_an_evaluation_by_fgsm_alone_is_told_that_it_proves_nothing(
     honest: nn.Module, data: fn.ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -232,6 +234,40 @@ def test_an_evaluation_by_fgsm_alone_is_told_that_it_proves_nothing(
         (check,) = [check for check in run.summary["checks"] if check["name"] == "stronger attack"]
         statuses[attacks[0]] = check["status"]
     assert statuses == {"fgsm": "fail", "pgd-strong": "pass"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("model", "source", "epsilons"),
+    [
+        ("mnist-cnn", "mnist", ["0.05", "0.1"]),
+        ("mnist-cnn-robust", "mnist", ["0.2"]),
+        ("cifar10-resnet20", "cifar10", ["1/255"]),
+        ("resnet18", "cifar10", ["1/255"]),
+        ("squeezenet1_1", "cifar10", ["1/255"]),
+        ("mobilenet_v3_small", "cifar10", ["1/255"]),
+    ],
+)
+def test_no_check_fails_on_a_bundled_or_a_fresh_network(
+    model: str, source: str, epsilons: list[str], tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    if source == "cifar10":
+        request.getfixturevalue("cifar10")
+    torch.manual_seed(0)
+    bundled = model.startswith(source)
+    images = fn.load_data(source, limit=32 if bundled else 16)
+    classifier = (
+        fn.load_model(model)
+        if bundled
+        else fn.Classifier(getattr(torchvision.models, model)(num_classes=10).eval())
+    )
+    run = fn.evaluate(
+        classifier, images, attacks=["fgsm", "pgd-strong"], epsilons=epsilons, output=tmp_path / "run"
+    )
+    checks = {check["name"]: check["status"] for check in run.summary["checks"]}
+    assert "fail" not in checks.values(), checks
+    assert (checks["noise"] == "pass") == bundled
+    assert (checks["noise"] == "not applicable") != bundled
 
 
 def lazy(size: float) -> Attack:

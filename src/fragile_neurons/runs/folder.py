@@ -27,7 +27,7 @@ def open_ledger(folder: Path, spec: Spec, units: Sequence[Unit], *, force: bool)
         ledger = Ledger(folder)
         if not force and ledger.spec == spec:
             return ledger
-        differing = [name for name, value in spec if value != getattr(ledger.spec, name)]
+        differing = [name for name, value in spec if value != getattr(ledger.spec, name, None)]
         ledger.__exit__()
         if not force:
             raise InputError(
