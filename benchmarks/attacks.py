@@ -46,6 +46,7 @@ SUBJECTS = {"mnist-cnn": "mnist", "mnist-cnn-robust": "mnist", "cifar10-resnet20
 IMAGES = 500
 MANY = 2000  # half a percentage point is ten images
 BATCH = 250
+CHUNK = 100  # images, after which a measurement of strength is kept
 ROUNDS = 5
 LEFT = 0.4  # share of the val images that the built-in attack leaves right at the epsilon of `strength`
 FINEST = Fraction(1, 2000)
@@ -222,10 +223,32 @@ def val_epsilon(model: str) -> str:
     return str(high * FINEST)
 
 
-def strength(model: str, name: str, epsilon: Fraction) -> Row:
+def strength(cache: Cache, model: str, name: str, epsilon: Fraction) -> Row:
     """Who is right in the worst case of the attacks of one rung, or of AutoAttack; and what it took."""
     classifier, images, labels = load(model)
     attacks = {"autoattack": autoattack} if name == "autoattack" else RUNGS[name]
+    parts = [
+        cache.get(
+            f"strength {model} {name} {epsilon} from {part.start}",
+            partial(worst_of, attacks, classifier, images[part], labels[part], epsilon),
+        )
+        for part in batched(len(images), CHUNK)
+    ]
+    return {
+        "right": [one for part in parts for one in part["right"]],
+        "forward": statistics.mean(part["forward"] for part in parts),
+        "backward": statistics.mean(part["backward"] for part in parts),
+    }
+
+
+def worst_of(
+    attacks: dict[str, Attack],
+    classifier: fn.Classifier,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    epsilon: Fraction,
+) -> Row:
+    """Who is right under all of some attacks, and the passes of all of them."""
     right, forward, backward = np.ones(len(images), bool), 0.0, 0.0
     for attack in attacks.values():
         still, more_forward, more_backward = judge(attack, classifier, images, labels, epsilon)
@@ -388,12 +411,7 @@ def strength_part(cache: Cache) -> str:
     rows = []
     for model in ("mnist-cnn-robust", "mnist-cnn", "cifar10-resnet20"):
         epsilon = cache.get(f"epsilon {model}", partial(val_epsilon, model))
-        found = {
-            name: cache.get(
-                f"strength {model} {name} {epsilon}", partial(strength, model, name, Fraction(epsilon))
-            )
-            for name in ("autoattack", *RUNGS)
-        }
+        found = {name: strength(cache, model, name, Fraction(epsilon)) for name in ("autoattack", *RUNGS)}
         rows += strength_rows(model, epsilon, found)
     return f"""## As strong?
 
