@@ -323,6 +323,123 @@ def test_an_own_attack_is_projected_and_told_of(
         )
 
 
+ROGUES = """
+import random
+import numpy as np
+import torch
+
+def drawing(classifier, images, labels, epsilons, *, generator=None):
+    shift = torch.rand(()) + np.random.rand() + random.random()
+    return torch.stack([images + float(one) * float(shift) / 3 for one in epsilons])
+
+def damaging(classifier, images, labels, epsilons, *, generator=None):
+    with torch.no_grad():
+        next(classifier.parameters()).zero_()
+    return torch.stack([images for _ in epsilons])
+
+def leaving(classifier, images, labels, epsilons, *, generator=None):
+    raise SystemExit(0)
+
+def positive(classifier, images, labels, epsilons, *, generator=None):
+    assert all(epsilons)
+    return torch.stack([images.clone() for _ in epsilons])
+
+def helping(classifier, images, labels, epsilons, *, generator=None):
+    from fragile_neurons.attacks.fgsm import gradient_sign
+    _, sign = gradient_sign(classifier, images, labels)
+    return torch.stack([images - float(one) * sign for one in epsilons])
+"""
+
+
+@pytest.fixture
+def rogues(tmp_path: Path) -> Path:
+    (tmp_path / "rogues.py").write_text(ROGUES)
+    return tmp_path / "rogues.py"
+
+
+def observe(
+    classifier: fn.Classifier, data: fn.ImageData, attack: str, epsilons: tuple[str, ...] = ("0.1",)
+) -> Any:
+    grid = [Fraction(one) for one in epsilons]
+    return observe_attack(classifier, data, attack, grid, batch_size=16, seed=3)
+
+
+def test_global_random_numbers_of_an_own_attack_follow_the_seed(
+    small_classifier: fn.Classifier, small_data: fn.ImageData, rogues: Path
+) -> None:
+    before = torch.random.get_rng_state()
+    first = observe(small_classifier, small_data, f"{rogues}:drawing")
+    assert torch.equal(torch.random.get_rng_state(), before)
+    np.random.seed(7)
+    torch.rand(5)
+    np.testing.assert_array_equal(
+        first.margin, observe(small_classifier, small_data, f"{rogues}:drawing").margin
+    )
+
+
+def test_an_own_attack_may_neither_change_the_network_nor_end_the_process(
+    small_classifier: fn.Classifier, small_data: fn.ImageData, rogues: Path
+) -> None:
+    before = small_classifier.sha256()
+    with pytest.raises(fn.InputError, match="changed the network"):
+        observe(small_classifier, small_data, f"{rogues}:damaging")
+    assert small_classifier.sha256() == before
+    with pytest.raises(fn.InputError, match="the attack failed"):
+        observe(small_classifier, small_data, f"{rogues}:leaving")
+
+
+def test_an_own_attack_is_not_asked_for_epsilon_0(
+    small_classifier: fn.Classifier, small_data: fn.ImageData, rogues: Path
+) -> None:
+    found = observe(small_classifier, small_data, f"{rogues}:positive", ("0", "0.1"))
+    with torch.no_grad():
+        clean = small_classifier(small_data[:][0]).argmax(1).numpy()
+    np.testing.assert_array_equal(found.prediction, np.stack([clean, clean]))
+
+
+def test_what_is_wrong_without_attack_is_never_robust(
+    small_classifier: fn.Classifier, small_data: fn.ImageData, rogues: Path, tmp_path: Path
+) -> None:
+    labels = small_data.labels.copy()
+    labels[:10] = (labels[:10] + 1) % 3
+    wrong = fn.ImageData(small_data.images, labels, small_data.classes)
+    plain = fn.robust_accuracy(
+        small_classifier, wrong, attack=f"{rogues}:helping", epsilons=["0.9"], batch_size=16
+    )
+    run = fn.evaluate(
+        small_classifier,
+        wrong,
+        output=tmp_path / "run",
+        attacks=[f"{rogues}:helping"],
+        epsilons=["0.9"],
+        batch_size=16,
+    )
+    clean = run.summary["clean_accuracy"]["value"]
+    assert plain.at(0).value > clean  # the attack helps, so the test can fail
+    assert all(row["value"] <= clean for row in run.summary["robust_accuracy"])
+
+
+def test_an_own_attack_that_was_edited_is_another_run(
+    small_classifier: fn.Classifier, small_data: fn.ImageData, rogues: Path
+) -> None:
+    spec = spec_of(small_data, attacks=[f"{rogues}:positive"])
+    planned = open_subject(spec, small_classifier, small_data).spec
+    open_subject(planned, small_classifier, small_data)
+    rogues.write_text(ROGUES + "\n# edited\n")
+    with pytest.raises(fn.InputError, match="attacks_sha256 differs"):
+        open_subject(planned, small_classifier, small_data)
+
+
+def test_logits_that_are_not_finite_under_attack_are_refused(small_data: fn.ImageData) -> None:
+    class Broken(nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            logits = images.flatten(1)[:, :3]
+            return torch.where(images.flatten(1).mean(1, keepdim=True) > 0.5, torch.nan, logits)
+
+    with pytest.raises(fn.InputError, match="logits are not finite"):
+        observe(fn.Classifier(Broken()), small_data, "uniform-noise", ("0.9",))
+
+
 def test_two_classes_are_enough(tmp_path: Path) -> None:
     torch.manual_seed(0)
     data = fn.ImageData(

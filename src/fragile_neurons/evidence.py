@@ -139,6 +139,8 @@ def observe_condition(
     right = np.zeros((len(epsilons), images), np.bool_)
     with evaluating(classifier):
         for batch in batches(data, CHECKED_BATCH, classifier.device, 0, images):
+            with torch.no_grad():
+                right_clean = classifier(batch.images).argmax(dim=1) == batch.labels
             for row, epsilon in enumerate(epsilons):
                 attacked = apply_attack(
                     attack,
@@ -148,7 +150,7 @@ def observe_condition(
                     [epsilon],
                     generator=torch_generator(seed, "checks", int(batch.positions[0])),
                 )
-                hit = (attacked.predictions[0] == batch.labels)[: batch.count]
+                hit = ((attacked.predictions[0] == batch.labels) & right_clean)[: batch.count]
                 right[row, batch.positions[: batch.count]] = hit.cpu().numpy()
     return {"right": right}
 

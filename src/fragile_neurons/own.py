@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import importlib.util
 import os
@@ -41,6 +42,17 @@ def absolute(name: str) -> str:
     """The same, named so that it is found from any folder."""
     place, _, attribute = name.rpartition(":")
     return f"{Path(os.path.expanduser(place)).absolute()}:{attribute}" if place.endswith(".py") else name
+
+
+def source_sha256(name: str) -> str:
+    """The checksum of the file behind a name; raises UnusableError where there is none."""
+    with opened(name) as found:
+        home = sys.modules.get(getattr(found, "__module__", ""))
+    place = name.rpartition(":")[0]
+    path = Path(os.path.expanduser(place)) if place.endswith(".py") else getattr(home, "__file__", None)
+    if path is None:
+        raise UnusableError(f"{place} has no file of its own")
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
 def told(error: BaseException) -> str:

@@ -74,7 +74,7 @@ def apply_attack(
             found = attack(classifier, given, truth, epsilons, generator=generator)
         except FragileNeuronsError:
             raise
-        except Exception as error:  # whatever a foreign attack raises
+        except (Exception, SystemExit) as error:  # whatever a foreign attack raises
             raise _unusable("the attack failed", told(error), "an attack that returns images") from error
     if not (torch.equal(given, images) and torch.equal(truth, labels)):
         raise _unusable(
@@ -95,6 +95,13 @@ def apply_attack(
     )
     with torch.no_grad():
         logits = torch.stack([classifier(one) for one in projected])
+    if not torch.isfinite(logits).all():
+        raise InputError(
+            "the network's logits are not finite",
+            given=f"NaN or infinite for {int((~torch.isfinite(logits)).any(dim=2).sum())} attacked images",
+            allowed="finite logits: a NaN would look like an answer",
+            fix="look in the network for a square root, logarithm or division at 0",
+        )
     return Attacked(
         images=projected,
         predictions=logits.argmax(dim=2),

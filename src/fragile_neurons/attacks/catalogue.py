@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from fragile_neurons.attacks import autoattack
 from fragile_neurons.attacks.apply import Attack
 from fragile_neurons.attacks.fgsm import fgsm
+from fragile_neurons.attacks.foreign import guarded
 from fragile_neurons.attacks.noise import sign_noise, uniform_noise
 from fragile_neurons.attacks.pgd import pgd, pgd_margin, pgd_strong
 from fragile_neurons.errors import InputError, check_choice
-from fragile_neurons.own import UnusableError, opened
+from fragile_neurons.own import UnusableError, opened, source_sha256
 
 ATTACKS: dict[str, Attack] = {
     "fgsm": fgsm,
@@ -31,11 +35,22 @@ def find_attack(name: str) -> Attack:
     if ":" not in name:
         check_choice("attack", name, [*ATTACKS, "package.module:function", "path/file.py:function"])
         return ATTACKS[name]
+    with _explained(name), opened(name) as attack:
+        if not callable(attack):
+            raise UnusableError(f"{name.rpartition(':')[2]} is a {type(attack).__name__}, not a function")
+        return guarded(attack)
+
+
+def attack_sha256(name: str) -> str:
+    """The checksum of the file of an attack of the user's own; raises InputError as find_attack."""
+    with _explained(name):
+        return source_sha256(name)
+
+
+@contextmanager
+def _explained(name: str) -> Iterator[None]:
     try:
-        with opened(name) as attack:
-            if not callable(attack):
-                raise UnusableError(f"{name.rpartition(':')[2]} is a {type(attack).__name__}, not a function")
-            return attack
+        yield
     except UnusableError as error:
         raise InputError(
             str(error),

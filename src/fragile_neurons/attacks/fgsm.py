@@ -7,14 +7,14 @@ from fractions import Fraction
 
 import torch
 
-from fragile_neurons.classifier import Classifier
+from fragile_neurons.classifier import Classifier, Network
 from fragile_neurons.errors import InputError
 from fragile_neurons.losses import Direction, cross_entropy_direction
 from fragile_neurons.norms import perturb
 
 
 def gradient_sign(
-    classifier: Classifier,
+    classifier: Network,
     images: torch.Tensor,
     labels: torch.Tensor,
     loss: Direction = cross_entropy_direction,

@@ -153,6 +153,13 @@ def _check(images: Images, labels: npt.NDArray[Any], classes: tuple[str, ...]) -
             allowed="one integer per image",
             fix="hand over class numbers, not one-hot rows",
         )
+    if len(set(classes)) < len(classes):
+        raise InputError(
+            "two classes have the same name",
+            given=", ".join(sorted({name for name in classes if classes.count(name) > 1})),
+            allowed="a name of its own for each class",
+            fix="rename them: results are reported by name",
+        )
     if len(labels) and not (labels.min() >= 0 and labels.max() < len(classes)):
         raise InputError(
             "a label is out of range",

@@ -35,7 +35,11 @@ def smallest(found: Found) -> str:
     of = f"of the {one['n']:,} images right clean, {one['not_fooled']:,} resisted up to {one['largest']}"
     if one["median"] is None:
         return f"Smallest epsilon that fools: no median, {of}."
-    return f"Smallest epsilon that fools (bisection with PGD): median {one['median']:.4g}; {of}."
+    grid = f"; {one['of_grid']:,} have the value of the grid at which a stronger attack fooled them"
+    return (
+        f"Smallest epsilon that fools (bisection with PGD of its own, an upper bound): median "
+        f"{one['median']:.4g}; {of}{grid if one['of_grid'] else ''}."
+    )
 
 
 def check_counts(found: Found) -> str:
@@ -67,5 +71,5 @@ def check_row(check: Found) -> list[str]:
 CHECK_HEADER = ["check", "status", "value", "warns above", "fails above", "meaning"]
 PASSES_EXPLAINED = (
     "Passes: images through the network + gradients back, per image, for all epsilons together. Worst case: "
-    "an image counts only if no attack at this epsilon fools the network."
+    "an image counts only if none of these attacks fools the network at this epsilon."
 )

@@ -62,7 +62,11 @@ def collect_evaluation(subject: Subject, ledger: Ledger) -> Evaluation:
     }
     curves = tuple(
         RobustAccuracy(
-            name, epsilons, np.equal(one.prediction, predictions.label), predictions.label, classes
+            name,
+            epsilons,
+            np.equal(one.prediction, predictions.label) & predictions.right,
+            predictions.label,
+            classes,
         )
         for name, one in attempts.items()
     )

@@ -16,7 +16,7 @@ from safetensors.numpy import load, save
 from fragile_neurons.errors import FragileNeuronsError, InputError, IntegrityError
 from fragile_neurons.evidence import Arrays
 from fragile_neurons.runs.plan import Unit
-from fragile_neurons.runs.spec import Spec
+from fragile_neurons.runs.spec import Spec, canonical_sha256
 
 FILE = "run.db"
 PARTIAL = f".{FILE}.partial"
@@ -164,7 +164,8 @@ class Ledger:
             spec = Spec.from_json(text)
         except (ValueError, TypeError, InputError) as error:
             raise self._broken(error) from None
-        if spec.digest != digest:
+        # of what is stored: a later version may know more options than this run had
+        if canonical_sha256(json.loads(text)) != digest:
             raise self._broken("the spec is not what was stored")
         return spec
 
