@@ -9,23 +9,20 @@ cache to measure again. Run `speed` on a machine that does nothing else.
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import os
-import platform
 import statistics
-import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable
 from fractions import Fraction
 from functools import partial
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from bench import Cache, Row, machine, table
 
 import fragile_neurons as fn
 from fragile_neurons.attacks.apply import Attack, apply_attack
@@ -61,7 +58,6 @@ RUNGS: dict[str, dict[str, Attack]] = {
     "pgd-strong (100 decaying steps, 10 restarts)": {"pgd-strong": partial(pgd_strong, restarts=10)},
 }
 PACKAGES = ("torch", "foolbox", "torchattacks", "adversarial-robustness-toolbox", "pyautoattack")
-Row = dict[str, Any]
 
 
 def load(
@@ -371,22 +367,6 @@ def calibrated_threads() -> int:
 # --- the page
 
 
-class Cache:
-    """Measurements by name, in a file; each is made once."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.kept: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
-
-    def get(self, name: str, measure: Callable[[], Any]) -> Any:
-        if name not in self.kept:
-            print(f"measuring: {name}", file=sys.stderr, flush=True)
-            self.kept[name] = measure()
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.path.write_text(json.dumps(self.kept))
-        return self.kept[name]
-
-
 def agreement_part(cache: Cache) -> str:
     rows = [
         cache.get(f"fgsm {model} {library}", partial(fgsm_agreement, model, library))
@@ -439,23 +419,6 @@ def speed_part(cache: Cache) -> str:
 PARTS = {"agreement": agreement_part, "strength": strength_part, "speed": speed_part}
 
 
-def table(rows: list[Row]) -> str:
-    """A Markdown table."""
-    lines = [list(rows[0]), ["---"] * len(rows[0]), *([str(cell) for cell in row.values()] for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def machine() -> str:
-    """The processor and the versions."""
-    cpu = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        names = [line for line in info.read_text().splitlines() if line.startswith("model name")]
-        cpu = names[0].partition(":")[2].strip() if names else cpu
-    versions = ", ".join(f"{name} {metadata.version(name)}" for name in PACKAGES)
-    return f"{cpu}, {len(os.sched_getaffinity(0))} cores; Python {platform.python_version()}, {versions}."
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--part", choices=PARTS, help="default: all of them")
@@ -470,7 +433,7 @@ def main() -> None:
         print(PARTS[given.part](cache))
         return
     parts = [part(cache) for part in PARTS.values()]
-    head = f"# Attacks, measured\n\nMade by `python benchmarks/attacks.py`. {machine()}"
+    head = f"# Attacks, measured\n\nMade by `python benchmarks/attacks.py`. {machine(PACKAGES)}"
     given.output.write_text("\n\n".join([head, *parts]) + "\n", encoding="utf-8")
 
 

@@ -13,13 +13,13 @@ import fragile_neurons as fn
 from fragile_neurons.analysis import correlation
 from fragile_neurons.analysis.correlation import HEADLINES, Relation, correlate, summarise_relation
 from fragile_neurons.analysis.disturbance import Disturbances, observe_disturbances
-from fragile_neurons.analysis.dropout import Dropout, observe_all_drops, summarise_dropout
+from fragile_neurons.analysis.dropout import Dropout, observe_drops, summarise_dropout
 from fragile_neurons.analysis.predictions import Predictions, observe_predictions
 from fragile_neurons.analysis.selection import Selection, select
 from fragile_neurons.analysis.targeting import Targeting, summarise_targeting
 from fragile_neurons.analysis.verdicts import Rule
 from fragile_neurons.stats import holm
-from fragile_neurons.sweeps.dropped import Dropped
+from fragile_neurons.sweeps.observed import Dropped
 
 GRID = (Fraction(1, 50), Fraction(1, 20))
 
@@ -40,10 +40,11 @@ def test_measures_with_equal_weights_are_the_analyses_own_numbers(
     observed = observe_disturbances(
         small_classifier, small_data, selection.layers, "conv", GRID, batch_size=256, seed=0
     )["conv2"]
-    dropped = observe_all_drops(
+    dropped = observe_drops(
         small_classifier,
         small_data,
         selection,
+        sweep="auto",
         replace="zero",
         epsilons=GRID,
         mode="adaptive",
@@ -123,8 +124,9 @@ def observed(small_classifier: fn.Classifier, small_data: fn.ImageData) -> Obser
     disturbances = observe_disturbances(
         small_classifier, small_data, selection.layers, "conv", grid, batch_size=256, seed=0
     )
-    options: dict[str, Any] = {"replace": "zero", "epsilons": grid, "mode": "adaptive", "batch_size": 256}
-    dropped = observe_all_drops(small_classifier, small_data, selection, **options)
+    options: dict[str, Any] = {"sweep": "auto", "replace": "zero", "epsilons": grid}
+    options |= {"mode": "adaptive", "batch_size": 256}
+    dropped = observe_drops(small_classifier, small_data, selection, **options)
     fragility = summarise_dropout(selection, predictions, dropped, grid, mode="adaptive", rule=Rule())
     return Observed(small_classifier, small_data, selection, predictions, disturbances, dropped, fragility)
 

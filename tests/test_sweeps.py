@@ -18,7 +18,8 @@ from fragile_neurons.classifier import evaluating
 from fragile_neurons.interventions import drop, intervening, record_maps
 from fragile_neurons.losses import margins
 from fragile_neurons.neurons import Layer, Site
-from fragile_neurons.sweeps.reference import sweep
+from fragile_neurons.sweeps.reference import Reference
+from fragile_neurons.sweeps.sweep import Sweep
 
 EPSILONS = [Fraction(1, 50), Fraction(1, 20)]
 
@@ -56,16 +57,10 @@ def test_dropping_is_zeroing_kernel_and_bias(
     images, labels = small_data[:]
     layer = layer_named(small_classifier, small_data, name)
     channels = list(range(layer.channels))
-    swept = sweep(
-        small_classifier,
-        layer.site("conv"),
-        channels,
-        [0.0] * len(channels),
-        images,
-        labels,
-        EPSILONS,
-        adaptive=True,
-    )
+    site = layer.site("conv")
+    with evaluating(small_classifier):
+        sweep = Sweep(Reference(small_classifier), small_classifier, [site], images, labels, EPSILONS)
+        swept = sweep.drop(site, channels, [0.0] * len(channels), adaptive=True)
     whole_attack = fgsm(small_classifier, images, labels, EPSILONS)
     with torch.no_grad():
         before = small_classifier(images)
@@ -200,7 +195,7 @@ def test_the_network_is_as_before_after_an_exception_in_the_middle(
     images, _ = small_data[:]
     layer = layer_named(small_classifier, small_data, "conv1")
 
-    def fail(_: torch.Tensor) -> torch.Tensor:
+    def fail(*_: torch.Tensor) -> torch.Tensor:
         raise KeyboardInterrupt
 
     with (

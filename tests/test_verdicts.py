@@ -11,7 +11,7 @@ from fragile_neurons.analysis.predictions import Predictions
 from fragile_neurons.analysis.verdicts import Drops, Rule, judge_adversarial, judge_clean
 from fragile_neurons.errors import InputError
 from fragile_neurons.stats import benjamini_hochberg, mcnemar
-from fragile_neurons.sweeps.dropped import Dropped
+from fragile_neurons.sweeps.observed import Dropped
 
 N = 2_000
 

@@ -4,6 +4,7 @@ __version__ = "0.1.0"
 
 from fragile_neurons.analysis.correlation import correlate
 from fragile_neurons.analysis.dropout import dropout
+from fragile_neurons.analysis.patching import patching
 from fragile_neurons.analysis.robustness import robust_accuracy
 from fragile_neurons.analysis.targeting import targeting
 from fragile_neurons.classifier import Classifier
@@ -29,6 +30,7 @@ __all__ = [
     "load_data",
     "load_model",
     "open_run",
+    "patching",
     "robust_accuracy",
     "targeting",
 ]

@@ -6,12 +6,21 @@ import hashlib
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Protocol
 
 import torch
 from torch import nn
 
 from fragile_neurons.errors import InputError
 from fragile_neurons.foreign import logits_of, refuse_unusable, unwrap
+
+
+class Network(Protocol):
+    """What an attack asks of its subject: images to logits, differentiable, and a name for messages."""
+
+    name: str
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor: ...
 
 
 class Classifier(nn.Module):
@@ -69,11 +78,13 @@ class Classifier(nn.Module):
             self.register_buffer(key, tensor, persistent=False)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return logits_of(self.module(self.normalise(images)))
+
+    def normalise(self, images: torch.Tensor) -> torch.Tensor:
+        """What the module is given: its own copy in any case, since its first layer may work in place."""
         if self.mean is not None and self.std is not None:
-            images = (images - self.mean) / self.std
-        else:
-            images = images.clone()  # the first layer may work in place
-        return logits_of(self.module(images))
+            return (images - self.mean) / self.std
+        return images.clone()
 
     @property
     def device(self) -> torch.device:

@@ -12,26 +12,58 @@ from torch import nn
 from fragile_neurons.classifier import Classifier
 from fragile_neurons.neurons import Site
 
-ChannelMap = Callable[[torch.Tensor], torch.Tensor]
+Replacement = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+"""What takes the place of a channel's map: from maps (*rows, *map), the channel and the image of each,
+int64 (*rows), to maps of the same shape."""
+
+
+def drop(values: float | Sequence[float]) -> Replacement:
+    """Nodal dropout: the map becomes a constant, one for all channels or one for each."""
+    constants = torch.as_tensor(values, dtype=torch.float32)
+
+    def replace(maps: torch.Tensor, channels: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
+        here = constants.to(maps)
+        of_rows = here[channels] if here.ndim else here.expand(channels.shape)
+        return of_rows.reshape(*channels.shape, *[1] * (maps.ndim - channels.ndim)).expand_as(maps)
+
+    return replace
+
+
+def patch(others: torch.Tensor) -> Replacement:
+    """The map becomes that of another pass over the same images: others (images, channels, ...)."""
+    return lambda maps, channels, images: others[images, channels].reshape(maps.shape)
+
+
+def keep(maps: torch.Tensor, channels: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
+    """The map stays: a replacement that changes nothing."""
+    return maps
 
 
 @contextmanager
-def intervening(classifier: Classifier, site: Site, channel: int, replace: ChannelMap) -> Iterator[None]:
-    """Inside the block the channel's map (n, *map) is `replace(map)` instead; gradients pass."""
+def intervening(classifier: Classifier, site: Site, channel: int, replace: Replacement) -> Iterator[None]:
+    """Inside the block the channel's map is replaced on every image of a pass; gradients pass."""
 
     def change(_: Site, output: torch.Tensor) -> torch.Tensor:
         # autograd may still need the output as it was; without it a copy would cost as much as a layer
         changed = output.clone() if output.requires_grad else output
-        changed.select(site.axis, channel).copy_(replace(output.select(site.axis, channel)))
+        images = torch.arange(len(output), device=output.device)
+        maps = output.select(site.axis, channel)
+        changed.select(site.axis, channel).copy_(replace(maps, torch.full_like(images, channel), images))
         return changed
 
     with _hooked(classifier, [site], change):
         yield
 
 
-def drop(value: float) -> ChannelMap:
-    """Nodal dropout: the map becomes a constant, 0 or the channel's mean over the data."""
-    return lambda before: torch.full_like(before, value)
+def put(
+    output: torch.Tensor, axis: int, channels: torch.Tensor, images: torch.Tensor, replace: Replacement
+) -> torch.Tensor:
+    """A copy of a site's output in which each row has its own channel's map replaced."""
+    changed = output.clone(memory_format=torch.preserve_format)
+    rows = torch.arange(len(output), device=output.device)
+    maps = output.movedim(axis, 1)[rows, channels]
+    changed.movedim(axis, 1)[rows, channels] = replace(maps, channels, images)
+    return changed
 
 
 class _AllSeenError(Exception):

@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 from fractions import Fraction
 from pathlib import Path
 
+from fragile_neurons import own
 from fragile_neurons.analysis.verdicts import Rule
 from fragile_neurons.attacks.catalogue import missing_extra
 from fragile_neurons.classifier import Classifier
@@ -49,6 +50,7 @@ def analyze(
     replace: str = "zero",
     epsilons: Sequence[str | float | Fraction],
     mode: str = "adaptive",
+    sweep: str = "auto",
     verdict_rule: str = "tested",
     tolerance: float = 0.01,
     batch_size: int = 256,
@@ -66,6 +68,7 @@ def analyze(
         replace=replace,
         epsilons=[format_epsilon(epsilon) for epsilon in parse_epsilons(epsilons)],
         mode=mode,
+        sweep=sweep,
         verdict_rule=verdict_rule,
         tolerance=tolerance,
         batch_size=batch_size,
@@ -89,7 +92,7 @@ def evaluate(
     """Accuracy under each attack and in the worst case, with its checks, into a run folder; resumes there."""
     spec = make_spec(
         command="evaluate",
-        attacks=list(attacks),
+        attacks=[own.absolute(name) for name in attacks],
         epsilons=[format_epsilon(epsilon) for epsilon in parse_epsilons(epsilons)],
         **_subject_options(classifier, data),
         batch_size=batch_size,
@@ -134,7 +137,8 @@ def run_subject(subject: Subject, *, output: str | Path | None, force: bool, pro
         held = [name for name in conditions(subject.data) if name != "Square" or not missing_extra("square")]
         units = plan_evaluation(runnable, held, spec.found.images, spec.batch_size)
     else:
-        units = make_plan(subject.selection, spec.found.images, spec.batch_size)
+        patched = any(parse_epsilons(spec.epsilons))
+        units = make_plan(subject.selection, spec.found.images, spec.batch_size, patched=patched)
     with (
         readable_disk_errors(folder),
         open_ledger(folder, spec, units, force=force) as ledger,

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from fragile_neurons.analysis.disturbance import Disturbances, observe_disturbances
-from fragile_neurons.analysis.dropout import Dropout, observe_all_drops, summarise_dropout
+from fragile_neurons.analysis.dropout import Dropout, observe_drops, summarise_dropout
 from fragile_neurons.analysis.predictions import Predictions, observe_predictions
 from fragile_neurons.analysis.selection import Selection, select
 from fragile_neurons.analysis.targeting import (
@@ -37,7 +37,7 @@ from fragile_neurons.stats import (
     split_half_correlations,
     top_k_precision,
 )
-from fragile_neurons.sweeps.dropped import Dropped
+from fragile_neurons.sweeps.observed import Dropped
 
 # fixed beforehand: the paper's question, and the same with its controls
 HEADLINES = (("clean_drop", "share"), ("margin_drop", "excess"))
@@ -211,6 +211,7 @@ def correlate(
     replace: str = "zero",
     epsilons: Sequence[str | float | Fraction],
     mode: str = "adaptive",
+    sweep: str = "auto",
     batch_size: int = 256,
     seed: int = 0,
 ) -> Relation:
@@ -221,8 +222,15 @@ def correlate(
     observed = observe_disturbances(
         classifier, data, selection.layers, site, grid, batch_size=batch_size, seed=seed
     )
-    dropped = observe_all_drops(
-        classifier, data, selection, replace=replace, epsilons=grid, mode=mode, batch_size=batch_size
+    dropped = observe_drops(
+        classifier,
+        data,
+        selection,
+        sweep=sweep,
+        replace=replace,
+        epsilons=grid,
+        mode=mode,
+        batch_size=batch_size,
     )
     fragility = summarise_dropout(selection, predictions, dropped, grid, mode=mode, rule=Rule())
     aim = summarise_targeting(classifier, selection, data.classes, predictions, observed, grid)

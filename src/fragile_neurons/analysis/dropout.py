@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -20,10 +20,12 @@ from fragile_neurons.data.batches import batches
 from fragile_neurons.data.images import ImageData
 from fragile_neurons.errors import check_choice
 from fragile_neurons.interventions import record_maps
-from fragile_neurons.neurons import Layer, Neuron
+from fragile_neurons.neurons import Layer, Neuron, Site
 from fragile_neurons.norms import parse_epsilons
-from fragile_neurons.sweeps.dropped import Dropped
-from fragile_neurons.sweeps.reference import sweep
+from fragile_neurons.sweeps.choice import choose_way
+from fragile_neurons.sweeps.observed import Dropped
+from fragile_neurons.sweeps.sweep import Sweep
+from fragile_neurons.sweeps.way import Way
 
 MODES = ("adaptive", "transfer")
 REPLACEMENTS = ("zero", "mean")
@@ -35,53 +37,36 @@ def replacements(
     classifier: Classifier,
     data: ImageData,
     layer: Layer,
-    channels: Sequence[int],
     *,
     site: str,
     replace: str,
     batch_size: int,
 ) -> list[float]:
-    """What dropped channels become: `zero`, or the `mean` of each over all images and positions."""
+    """What each channel becomes when dropped: `zero`, or its `mean` over all images and positions."""
     if replace == "zero":
-        return [0.0] * len(channels)
+        return [0.0] * layer.channels
     total = torch.zeros(layer.channels, dtype=torch.float64)
     with evaluating(classifier):
         for batch in batches(data, batch_size, classifier.device):
             (maps,) = record_maps(classifier, [layer.site(site)], batch.images)
             total += maps[: batch.count].double().mean(dim=2).sum(dim=0).cpu()
-    return [float(total[channel]) / len(data) for channel in channels]
+    return [value / len(data) for value in total.tolist()]
 
 
-def observe_drops(
+def open_sweeps(
+    way: Way,
     classifier: Classifier,
     data: ImageData,
-    layer: Layer,
-    channels: Sequence[int],
-    values: Sequence[float],
-    *,
-    site: str,
+    sites: Sequence[Site],
     epsilons: Sequence[Fraction],
-    mode: str,
+    *,
     batch_size: int,
     start: int = 0,
     stop: int | None = None,
-) -> Dropped:
-    """Set each of these channels to its value in turn, on images start to stop."""
-    parts = []
-    with evaluating(classifier):
-        for batch in batches(data, batch_size, classifier.device, start, stop):
-            swept = sweep(
-                classifier,
-                layer.site(site),
-                channels,
-                values,
-                batch.images,
-                batch.labels,
-                epsilons,
-                adaptive=mode == "adaptive",
-            )
-            parts.append(swept.first_images(batch.count))
-    return Dropped.join_images(parts)
+) -> Iterator[tuple[Sweep, int]]:
+    """The batches of images start to stop, ready to be swept, each with its number of images."""
+    for batch in batches(data, batch_size, classifier.device, start, stop):
+        yield Sweep(way, classifier, sites, batch.images, batch.labels, epsilons), batch.count
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,37 +145,35 @@ def summarise_dropout(
     )
 
 
-def observe_all_drops(
+def observe_drops(
     classifier: Classifier,
     data: ImageData,
     selection: Selection,
     *,
+    sweep: str,
     replace: str,
     epsilons: Sequence[Fraction],
     mode: str,
     batch_size: int,
 ) -> Dropped:
     """Drop every chosen neuron in turn, on all images."""
+    sites = selection.sites
+    way = choose_way(classifier, sites, selection.images, sweep).way
+    values = {
+        layer.name: replacements(
+            classifier, data, layer, site=selection.site, replace=replace, batch_size=batch_size
+        )
+        for layer in selection.layers
+    }
     parts = []
-    for layer in selection.layers:
-        channels = selection.channels(layer)
-        values = replacements(
-            classifier, data, layer, channels, site=selection.site, replace=replace, batch_size=batch_size
-        )
-        parts.append(
-            observe_drops(
-                classifier,
-                data,
-                layer,
-                channels,
-                values,
-                site=selection.site,
-                epsilons=epsilons,
-                mode=mode,
-                batch_size=batch_size,
-            )
-        )
-    return Dropped.join_neurons(parts)
+    with evaluating(classifier):
+        for batch, count in open_sweeps(way, classifier, data, sites, epsilons, batch_size=batch_size):
+            of_batch = [
+                batch.drop(site, selection.channels(layer), values[layer.name], adaptive=mode == "adaptive")
+                for layer, site in zip(selection.layers, sites, strict=True)
+            ]
+            parts.append(Dropped.join_neurons(of_batch).first_images(count))
+    return Dropped.join_images(parts)
 
 
 def dropout(
@@ -205,6 +188,7 @@ def dropout(
     mode: str = "adaptive",
     verdict_rule: str = "tested",
     tolerance: float = 0.01,
+    sweep: str = "auto",
     batch_size: int = 256,
     seed: int = 0,
 ) -> Dropout:
@@ -214,7 +198,14 @@ def dropout(
     check_choice("replace", replace, REPLACEMENTS)
     selection = select(classifier, data, layer=layer, neurons=neurons, site=site, seed=seed)
     predictions = observe_predictions(classifier, data, grid, batch_size=batch_size)
-    dropped = observe_all_drops(
-        classifier, data, selection, replace=replace, epsilons=grid, mode=mode, batch_size=batch_size
+    dropped = observe_drops(
+        classifier,
+        data,
+        selection,
+        sweep=sweep,
+        replace=replace,
+        epsilons=grid,
+        mode=mode,
+        batch_size=batch_size,
     )
     return summarise_dropout(selection, predictions, dropped, grid, mode=mode, rule=rule)

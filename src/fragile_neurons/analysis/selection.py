@@ -3,30 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import torch
 
 from fragile_neurons.classifier import Classifier
 from fragile_neurons.data.batches import Batch, batches
 from fragile_neurons.data.images import ImageData
 from fragile_neurons.errors import InputError
-from fragile_neurons.neurons import Layer, Neuron, executed_layers, select_layers, select_neurons
+from fragile_neurons.neurons import Layer, Neuron, Site, executed_layers, select_layers, select_neurons
 from fragile_neurons.probe import PROBE_IMAGES, Check, probe
 
 
 @dataclass(frozen=True)
 class Selection:
-    """Layers in order of execution, their chosen neurons in the same order, and the site of all."""
+    """Layers in order of execution, their chosen neurons in the same order, and the site of all.
+
+    images: those of the probe, on the classifier's device.
+    """
 
     layers: tuple[Layer, ...]
     neurons: tuple[Neuron, ...]
     site: str
+    images: torch.Tensor = field(compare=False, repr=False)
     checks: tuple[Check, ...]
+
+    @property
+    def sites(self) -> list[Site]:
+        """The site of each layer."""
+        return [layer.site(self.site) for layer in self.layers]
 
     def channels(self, layer: Layer) -> list[int]:
         """The chosen channels of a layer, ascending."""
@@ -59,13 +69,13 @@ def select(
     seed: int = 0,
 ) -> Selection:
     """Probe the network and choose; layer and neurons as in the command's options of these names."""
-    executed, checks = probed_layers(classifier, data)
-    layers = select_layers(classifier, executed, layer)
+    batch, checks = probed(classifier, data)
+    layers = select_layers(classifier, executed_layers(classifier, batch.images), layer)
     for one in layers:
         one.site(site)
     chosen = select_neurons(layers, neurons if isinstance(neurons, str) else ",".join(neurons), seed)
     named = {neuron.layer for neuron in chosen}
-    return Selection(tuple(one for one in layers if one.name in named), chosen, site, checks)
+    return Selection(tuple(one for one in layers if one.name in named), chosen, site, batch.images, checks)
 
 
 def neuron_table(

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from fragile_neurons.analysis.predictions import Predictions
 from fragile_neurons.errors import InputError, check_choice
 from fragile_neurons.stats import benjamini_hochberg, mcnemar, tango
-from fragile_neurons.sweeps.dropped import Dropped
+from fragile_neurons.sweeps.observed import Dropped
 
 RULES = ("tested", "below-mean")
 VERDICTS = ("fragile", "robust", "antifragile", "null", "undecided")

@@ -32,6 +32,9 @@ def analyze(
     replace: Annotated[str, typer.Option(help="What a dropped channel becomes: zero or mean.")] = "zero",
     epsilons: options.Epsilons = None,
     mode: Annotated[str, typer.Option(help="adaptive (attack each network anew) or transfer.")] = "adaptive",
+    sweep: Annotated[
+        str, typer.Option(help="auto, exact (fast) or reference (any network, slow): the same numbers.")
+    ] = "auto",
     verdict_rule: Annotated[str, typer.Option(help="tested or below-mean.")] = "tested",
     tolerance: Annotated[str, typer.Option(help="A drop surely within it is robust.")] = "1pp",
     device: options.Device = "auto",
@@ -70,6 +73,7 @@ def analyze(
             site=site,
             replace=replace,
             mode=mode,
+            sweep=sweep,
             verdict_rule=verdict_rule,
             tolerance=options.parse_points(tolerance),
         )

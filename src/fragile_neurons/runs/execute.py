@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import cached_property
 
 import torch
 
 from fragile_neurons.analysis.disturbance import observe_disturbances
-from fragile_neurons.analysis.dropout import observe_drops, replacements
+from fragile_neurons.analysis.dropout import open_sweeps, replacements
 from fragile_neurons.analysis.predictions import observe_predictions
 from fragile_neurons.analysis.robustness import observe_attack, observe_smallest
 from fragile_neurons.analysis.selection import Selection, probed, select
-from fragile_neurons.attacks.catalogue import find_attack, missing_extra
-from fragile_neurons.classifier import Classifier
+from fragile_neurons.attacks.catalogue import attack_sha256, find_attack, missing_extra
+from fragile_neurons.classifier import Classifier, evaluating
 from fragile_neurons.data.catalogue import load_data
 from fragile_neurons.data.images import ImageData
 from fragile_neurons.errors import InputError
@@ -32,16 +32,22 @@ from fragile_neurons.models.loading import load_model
 from fragile_neurons.norms import parse_epsilons
 from fragile_neurons.runs.plan import Unit
 from fragile_neurons.runs.spec import AnalyzeSpec, EvaluateSpec, Found, FoundLayer, Spec
+from fragile_neurons.sweeps.choice import choose_way
+from fragile_neurons.sweeps.observed import Observed
+from fragile_neurons.sweeps.sweep import Sweep
+from fragile_neurons.sweeps.way import Way
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A spec and what it speaks of, opened: the classifier, the images, the neurons (of `analyze`)."""
+    """A spec and what it speaks of, opened: and, of `analyze`, the neurons and the way."""
 
     spec: Spec
     classifier: Classifier
     data: ImageData
     selection: Selection
+    way: Way | None = None
+    _swept: dict[tuple[int, int], list[tuple[Sweep, int]]] = field(default_factory=dict, compare=False)
 
     @cached_property
     def replacements(self) -> dict[str, list[float]]:
@@ -53,13 +59,31 @@ class Subject:
                 self.classifier,
                 self.data,
                 layer,
-                range(layer.channels),
                 site=spec.site,
                 replace=spec.replace,
                 batch_size=spec.batch_size,
             )
             for layer in self.selection.layers
         }
+
+    def sweeps(self, start: int, stop: int) -> list[tuple[Sweep, int]]:
+        """The batches of images start to stop; kept, since the next unit most likely asks for the same."""
+        if (start, stop) not in self._swept:
+            assert self.way is not None
+            self._swept.clear()
+            self._swept[start, stop] = list(
+                open_sweeps(
+                    self.way,
+                    self.classifier,
+                    self.data,
+                    self.selection.sites,
+                    parse_epsilons(self.spec.epsilons),
+                    batch_size=self.spec.batch_size,
+                    start=start,
+                    stop=stop,
+                )
+            )
+        return self._swept[start, stop]
 
 
 def open_spec(spec: Spec) -> Subject:
@@ -85,13 +109,16 @@ def open_spec(spec: Spec) -> Subject:
 
 def open_subject(spec: Spec, classifier: Classifier, data: ImageData) -> Subject:
     """Probe and choose; the spec of the result says what was found."""
+    choice = None
     with threads(spec.threads):
         if isinstance(spec, AnalyzeSpec):
             selection = select(
                 classifier, data, layer=spec.layer, neurons=spec.neurons, site=spec.site, seed=spec.seed
             )
+            choice = choose_way(classifier, selection.sites, selection.images, spec.sweep)
         else:
-            selection = Selection((), (), "", probed(classifier, data)[1])
+            batch, checks = probed(classifier, data)
+            selection = Selection((), (), "", batch.images, checks)
     found = Found(
         images=len(data),
         excluded=data.excluded,
@@ -107,6 +134,9 @@ def open_subject(spec: Spec, classifier: Classifier, data: ImageData) -> Subject
             )
             for layer in selection.layers
         ),
+        attacks_sha256=_attacks_sha256(spec),
+        sweep=choice.way.name if choice else None,
+        sweep_reason=choice.reason if choice else None,
     )
     for name, value in found if spec.found is not None else ():
         planned = getattr(spec.found, name)
@@ -120,7 +150,14 @@ def open_subject(spec: Spec, classifier: Classifier, data: ImageData) -> Subject
     update: dict[str, object] = {"found": found}
     if isinstance(spec, EvaluateSpec) and spec.found is None:
         update["unavailable"] = _unavailable(spec.attacks)
-    return Subject(spec.model_copy(update=update), classifier, data, selection)
+    way = choice.way if choice else None
+    return Subject(spec.model_copy(update=update), classifier, data, selection, way)
+
+
+def _attacks_sha256(spec: Spec) -> dict[str, str]:
+    """The checksum of the file of each attack of the user's own."""
+    names = spec.attacks if isinstance(spec, EvaluateSpec) else ()
+    return {name: attack_sha256(name) for name in names if ":" in name}
 
 
 def _unavailable(attacks: Sequence[str]) -> tuple[str, ...]:
@@ -167,20 +204,20 @@ def execute_unit(subject: Subject, unit: Unit) -> Arrays:
                 for layer, one in observed.items()
                 for name, array in vars(one).items()
             }
-        layer = next(layer for layer in subject.selection.layers if layer.name == unit.layer)
-        values = subject.replacements[layer.name]
-        dropped = observe_drops(
-            subject.classifier,
-            subject.data,
-            layer,
-            unit.channels,
-            [values[channel] for channel in unit.channels],
-            site=spec.site,
-            epsilons=epsilons,
-            mode=spec.mode,
-            **span,
-        )
-        return vars(dropped)
+        with evaluating(subject.classifier):
+            return _execute_sweep(subject, unit, adaptive=spec.mode == "adaptive")
+
+
+def _execute_sweep(subject: Subject, unit: Unit, *, adaptive: bool) -> Arrays:
+    site = next(site for site in subject.selection.sites if site.layer == unit.layer)
+    values = subject.replacements[unit.layer]
+    parts: list[Observed] = []
+    for batch, count in subject.sweeps(unit.start, unit.stop):
+        if unit.kind == "patches":
+            parts.append(batch.patch(site, unit.channels).first_images(count))
+        else:
+            parts.append(batch.drop(site, unit.channels, values, adaptive=adaptive).first_images(count))
+    return vars(type(parts[0]).join_images(parts))
 
 
 def _execute_evaluation(

@@ -60,6 +60,10 @@ NEURONS = pa.schema(
         ("sampling_se", pa.float64()),
         ("clean_needed", pa.float64()),
         ("adv_needed", pa.float64()),
+        ("rescue_low", pa.float64()),
+        ("rescue_high", pa.float64()),
+        ("inject_low", pa.float64()),
+        ("inject_high", pa.float64()),
     ]
 )  # fmt: skip
 IMAGES = pa.schema(
@@ -126,9 +130,8 @@ def _export(
 
 def neurons_table(results: Results) -> pa.Table:
     """A row per neuron and epsilon; a column that nothing measured is empty."""
-    columns = {
-        name: column for part in (results.dropout, results.targeting) for name, column in _columns(part)
-    }
+    parts = (results.dropout, results.targeting, results.patching)
+    columns = {name: column for part in parts for name, column in _columns(part)}
     rows = len(columns["layer"])
     return pa.table(
         {

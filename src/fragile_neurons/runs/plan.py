@@ -11,7 +11,20 @@ from fragile_neurons.analysis.selection import Selection
 from fragile_neurons.evidence import ATTACKED_IMAGES, CHECKED_IMAGES
 
 BATCHES_PER_UNIT = 4
-NEURONS_PER_UNIT = 8
+NEURONS_PER_UNIT = 64
+
+
+Kind = Literal[
+    "inputs",
+    "gradients",
+    "predictions",
+    "disturbances",
+    "drops",
+    "patches",
+    "attack",
+    "smallest",
+    "condition",
+]
 
 
 @dataclass(frozen=True)
@@ -19,7 +32,15 @@ class Unit:
     """One piece of work on images start to stop; attack: its name, or that of a condition."""
 
     kind: Literal[
-        "inputs", "gradients", "predictions", "disturbances", "drops", "attack", "smallest", "condition"
+        "inputs",
+        "gradients",
+        "predictions",
+        "disturbances",
+        "drops",
+        "patches",
+        "attack",
+        "smallest",
+        "condition",
     ]
     start: int
     stop: int
@@ -43,11 +64,15 @@ def make_plan(
     images: int,
     batch_size: int,
     *,
+    patched: bool = True,
     batches_per_unit: int = BATCHES_PER_UNIT,
     neurons_per_unit: int = NEURONS_PER_UNIT,
 ) -> tuple[Unit, ...]:
-    """All units of `analyze`. Their size decides what a kill can lose, never a result."""
-    return tuple(_units(selection, images, batch_size * batches_per_unit, neurons_per_unit))
+    """All units of `analyze`. Their size decides what a kill can lose, never a result.
+
+    patched: there is an epsilon above 0, so that maps can be patched.
+    """
+    return tuple(_units(selection, images, batch_size, batches_per_unit, neurons_per_unit, patched=patched))
 
 
 def plan_evaluation(
@@ -69,17 +94,27 @@ def _cheap_checks(images: int) -> tuple[Unit, ...]:
     return Unit("inputs", 0, checked), Unit("gradients", 0, checked)
 
 
-def _units(selection: Selection, images: int, images_per_unit: int, neurons_per_unit: int) -> Iterator[Unit]:
+def _units(
+    selection: Selection,
+    images: int,
+    batch_size: int,
+    batches_per_unit: int,
+    neurons_per_unit: int,
+    *,
+    patched: bool,
+) -> Iterator[Unit]:
     yield from _cheap_checks(images)
-    edges = [*range(0, images, images_per_unit), images]
+    edges = [*range(0, images, batch_size * batches_per_unit), images]
     for start, stop in pairwise(edges):
         yield Unit("predictions", start, stop)
     for start, stop in pairwise(edges):
         yield Unit("disturbances", start, stop)
-    for layer in selection.layers:
-        channels = selection.channels(layer)
-        for first in range(0, len(channels), neurons_per_unit):
-            for start, stop in pairwise(edges):
-                yield Unit(
-                    "drops", start, stop, layer.name, tuple(channels[first : first + neurons_per_unit])
-                )
+    # batch by batch, layer by layer: consecutive units share what comes before their neurons
+    for start, stop in pairwise([*range(0, images, batch_size), images]):
+        for layer in selection.layers:
+            channels = selection.channels(layer)
+            for first in range(0, len(channels), neurons_per_unit):
+                some = tuple(channels[first : first + neurons_per_unit])
+                yield Unit("drops", start, stop, layer.name, some)
+                if patched and layer.calls == 1:
+                    yield Unit("patches", start, stop, layer.name, some)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from fragile_neurons.analysis.correlation import Relation, summarise_relation
 from fragile_neurons.analysis.disturbance import Disturbances
 from fragile_neurons.analysis.dropout import Dropout, summarise_dropout
+from fragile_neurons.analysis.patching import Patching, summarise_patching
 from fragile_neurons.analysis.predictions import Predictions
 from fragile_neurons.analysis.robustness import RobustAccuracy
 from fragile_neurons.analysis.targeting import Targeting, summarise_targeting
@@ -19,7 +20,7 @@ from fragile_neurons.probe import Check
 from fragile_neurons.runs.execute import Subject
 from fragile_neurons.runs.ledger import Ledger
 from fragile_neurons.runs.spec import AnalyzeSpec
-from fragile_neurons.sweeps.dropped import Dropped
+from fragile_neurons.sweeps.observed import Dropped, Patched
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class Results:
     robust: RobustAccuracy
     dropout: Dropout
     targeting: Targeting
+    patching: Patching
     relation: Relation
     checks: tuple[Check, ...]
 
@@ -40,10 +42,13 @@ def collect_results(subject: Subject, ledger: Ledger) -> Results:
     assert isinstance(spec, AnalyzeSpec)
     stored: dict[str, list[Arrays]] = defaultdict(list)
     drops: dict[tuple[str, tuple[int, ...]], list[Dropped]] = defaultdict(list)
+    patches: dict[tuple[str, tuple[int, ...]], list[Patched]] = defaultdict(list)
     for unit in ledger.units():
         arrays = ledger.result(unit)
         if unit.kind == "drops":
             drops[unit.layer, unit.channels].append(Dropped(**arrays))
+        elif unit.kind == "patches":
+            patches[unit.layer, unit.channels].append(Patched(**arrays))
         else:
             stored[unit.kind].append(arrays)
     predictions = Predictions.join([Predictions(**arrays) for arrays in stored["predictions"]])
@@ -57,6 +62,13 @@ def collect_results(subject: Subject, ledger: Ledger) -> Results:
     targeting = summarise_targeting(
         subject.classifier, selection, subject.data.classes, predictions, observed, epsilons
     )
+    patched = {
+        layer.name: Patched.join_neurons(
+            [Patched.join_images(parts) for (name, _), parts in patches.items() if name == layer.name]
+        )
+        for layer in selection.layers
+        if any(name == layer.name for name, _ in patches)
+    }
     return Results(
         predictions=predictions,
         robust=RobustAccuracy(
@@ -64,6 +76,7 @@ def collect_results(subject: Subject, ledger: Ledger) -> Results:
         ),
         dropout=dropout,
         targeting=targeting,
+        patching=summarise_patching(selection, predictions, patched, epsilons),
         relation=summarise_relation(
             selection, predictions, dropped, observed, dropout, targeting, seed=spec.seed
         ),

@@ -46,7 +46,16 @@ class Found(_Frozen):
     excluded: tuple[str, ...] = ()
     data_sha256: str
     weights_sha256: str
+    attacks_sha256: dict[str, str] = {}
     layers: tuple[FoundLayer, ...]
+    sweep: str | None = None
+    sweep_reason: str | None = None
+
+
+def canonical_sha256(options: object) -> str:
+    """The sha256 of a spec as canonical JSON."""
+    text = json.dumps(options, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 class Spec(_Frozen):
@@ -78,8 +87,7 @@ class Spec(_Frozen):
     @property
     def digest(self) -> str:
         """The sha256 of the canonical JSON: the identity of the run."""
-        text = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(text.encode()).hexdigest()
+        return canonical_sha256(self.model_dump(mode="json"))
 
     @property
     def run_name(self) -> str:
@@ -109,6 +117,7 @@ class AnalyzeSpec(Spec):
     site: Literal["conv", "norm", "act"] = "conv"
     replace: Literal["zero", "mean"] = "zero"
     mode: Literal["adaptive", "transfer"] = "adaptive"
+    sweep: Literal["auto", "reference", "exact"] = "auto"
     verdict_rule: Literal["tested", "below-mean"] = "tested"
     tolerance: float = Field(default=0.01, gt=0, lt=1)
 

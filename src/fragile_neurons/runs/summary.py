@@ -50,7 +50,7 @@ def evaluation_summary(subject: Subject, found: Evaluation) -> dict[str, Any]:
     """The contents of summary.json after `evaluate`: no neurons, the worst case last of the attacks."""
     spec = subject.spec
     assert isinstance(spec, EvaluateSpec)
-    right = found.predictions.right
+    right, grid = found.predictions.right, [float(epsilon) for epsilon in found.worst.epsilons]
     return _summary(
         subject,
         found.predictions,
@@ -68,6 +68,7 @@ def evaluation_summary(subject: Subject, found: Evaluation) -> dict[str, Any]:
                 "median": found.median,
                 "n": int(right.sum()),
                 "not_fooled": int(np.isnan(found.smallest[right]).sum()),
+                "of_grid": int(np.isin(found.smallest[right], grid).sum()),
                 "largest": spec.epsilons[-1],
             },
         },

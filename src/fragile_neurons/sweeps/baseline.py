@@ -9,7 +9,7 @@ from fractions import Fraction
 import torch
 
 from fragile_neurons.attacks.fgsm import gradient_sign
-from fragile_neurons.classifier import Classifier
+from fragile_neurons.classifier import Network
 from fragile_neurons.norms import perturb
 
 
@@ -29,7 +29,7 @@ class Baseline:
 
 
 def measure_baseline(
-    classifier: Classifier, images: torch.Tensor, labels: torch.Tensor, epsilons: Sequence[Fraction]
+    classifier: Network, images: torch.Tensor, labels: torch.Tensor, epsilons: Sequence[Fraction]
 ) -> Baseline:
     """One pass forward and back, and one forward pass for each epsilon."""
     logits, sign = gradient_sign(classifier, images, labels)

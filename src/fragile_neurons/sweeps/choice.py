@@ -1,0 +1,73 @@
+"""Which way a sweep takes, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from fragile_neurons.classifier import Classifier, evaluating
+from fragile_neurons.errors import InputError, check_choice
+from fragile_neurons.interventions import drop
+from fragile_neurons.neurons import Site
+from fragile_neurons.sweeps.exact import Exact
+from fragile_neurons.sweeps.graph import UntraceableError
+from fragile_neurons.sweeps.pairs import Pairs
+from fragile_neurons.sweeps.reference import Reference
+from fragile_neurons.sweeps.way import Way
+
+SWEEPS = ("auto", "reference", "exact")
+TOLERANCE = 1e-4  # of the largest logit
+CHECKED_IMAGES = 4
+
+
+@dataclass(frozen=True, eq=False)
+class Choice:
+    """A way to sweep, and why this one."""
+
+    way: Way
+    reason: str
+
+
+def choose_way(classifier: Classifier, sites: Sequence[Site], images: torch.Tensor, asked: str) -> Choice:
+    """The way that was asked for; `auto`: exact where the network can be had as a graph.
+
+    Raises InputError where exact was asked for and cannot be had.
+    """
+    check_choice("sweep", asked, SWEEPS)
+    if asked == "reference":
+        return Choice(Reference(classifier), "asked for")
+    try:
+        with evaluating(classifier):
+            way = Exact(classifier, images[:CHECKED_IMAGES])
+            _check(way, classifier, sites, images[:CHECKED_IMAGES])
+    except UntraceableError as problem:
+        if asked == "exact":
+            raise InputError(
+                "the exact sweep cannot be had for this network",
+                given=str(problem),
+                allowed="networks that torch.fx can trace",
+                fix="use --sweep auto, which takes the slower reference sweep where it must",
+            ) from None
+        return Choice(Reference(classifier), str(problem))
+    return Choice(way, "asked for" if asked == "exact" else "the network can be had as a graph")
+
+
+def _check(way: Exact, classifier: Classifier, sites: Sequence[Site], images: torch.Tensor) -> None:
+    """Hold the first, the middle and the last site against the reference, and split at all of them."""
+    for site in sites:
+        way.split(site)
+    pairs, replace = Pairs.of([0], torch.arange(len(images), device=images.device)), drop(0.0)
+    labels = torch.zeros(len(images), dtype=torch.int64, device=images.device)
+    for site in dict.fromkeys([sites[0], sites[len(sites) // 2], sites[-1]]):
+        expected = Reference(classifier).walk(images, [site]).logits(site, replace, pairs)
+        for found in (
+            way.walk(images, [site]).logits(site, replace, pairs),
+            way.attack(site, replace, pairs, images, labels, []).logits,
+        ):
+            move = float((found - expected).abs().max()) / max(float(expected.abs().max()), 1e-12)
+            if not move <= TOLERANCE:
+                raise UntraceableError(
+                    f"as a graph the network says something else: logits differ by {move:.1g} of the largest"
+                )

@@ -1,0 +1,176 @@
+"""The fast way: what comes before a neuron once per image, what follows once per pair of both."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fractions import Fraction
+from typing import Any
+
+import torch
+
+from fragile_neurons.classifier import Classifier
+from fragile_neurons.foreign import logits_of
+from fragile_neurons.interventions import Replacement
+from fragile_neurons.neurons import Site
+from fragile_neurons.sweeps.baseline import measure_baseline
+from fragile_neurons.sweeps.channelwise import Place
+from fragile_neurons.sweeps.graph import evaluate, trace
+from fragile_neurons.sweeps.mixing import Mixing
+from fragile_neurons.sweeps.pairs import Pairs, in_a_row
+from fragile_neurons.sweeps.split import Act, Split, split
+from fragile_neurons.sweeps.way import Attacked
+
+
+class Exact:
+    """Sweeps of one network as a graph, split at each site when that is first met.
+
+    images: a few, for the shapes. Raises UntraceableError, at once or at a site, where the graph
+    cannot be had.
+    """
+
+    name = "exact"
+
+    def __init__(self, classifier: Classifier, images: torch.Tensor) -> None:
+        self.classifier = classifier
+        self.traced = trace(classifier.module, classifier.normalise(images))
+        self._splits: dict[Site, Split] = {}
+
+    def split(self, site: Site) -> Split:
+        """The graph split at a site."""
+        if site not in self._splits:
+            self._splits[site] = split(self.traced, site)
+        return self._splits[site]
+
+    def walk(self, images: torch.Tensor, sites: Sequence[Site]) -> ExactWalk:
+        return ExactWalk(self, images, sites)
+
+    def attack(
+        self,
+        site: Site,
+        replace: Replacement,
+        pairs: Pairs,
+        images: torch.Tensor,
+        labels: torch.Tensor,
+        epsilons: Sequence[Fraction],
+    ) -> Attacked:
+        one, found = self.split(site), []
+        for start in range(0, len(pairs), one.rows):
+            part = pairs.chunk(start, one.rows)
+            network = _Replaced(self.classifier, one, Act(part, replace))
+            anew = measure_baseline(network, images[part.images], labels[part.images], epsilons)
+            found.append(Attacked(anew.logits, anew.zero_gradient, anew.adversarial_logits))
+        joined = Attacked.join(found)
+        return Attacked(
+            joined.logits[: len(pairs)],
+            joined.zero_gradient[: len(pairs)],
+            joined.adversarial_logits[:, : len(pairs)],
+        )
+
+
+class _Replaced:
+    """The network with each row's own channel replaced, as something that an attack can call."""
+
+    def __init__(self, classifier: Classifier, one: Split, act: Act) -> None:
+        self.name, self._classifier, self._one, self._act = classifier.name, classifier, one, act
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        inputs = self._classifier.normalise(images).contiguous(memory_format=torch.channels_last)
+        return logits_of(self._one.whole(inputs, self._act))
+
+
+class ExactWalk:
+    """One batch; `values` holds what the sites that are left need of the whole network's pass."""
+
+    def __init__(self, way: Exact, images: torch.Tensor, sites: Sequence[Site]) -> None:
+        self._way, self._sites = way, list(sites)
+        self._inputs = way.classifier.normalise(images).contiguous(memory_format=torch.channels_last)
+        self._values: dict[str, Any] = {}
+        self._done: set[str] = set()
+
+    def logits(self, site: Site, replace: Replacement, pairs: Pairs) -> torch.Tensor:
+        with torch.no_grad():
+            one = self._advance(site)
+            before, after = self._front(one, replace)
+            mixing = {}
+            for node, layer in one.mixing.items():
+                (source,) = node.all_input_nodes
+                mixing[node] = Mixing(layer, one.places[source], before[source.name], after[source.name])
+            found = []
+            for start in range(0, len(pairs), one.rows):
+                part = pairs.chunk(start, one.rows)
+                inputs: list[object] = []
+                for node in one.boundary:
+                    if node in mixing:
+                        inputs.append(mixing[node].rows(part))
+                    elif node in one.places:
+                        place = one.places[node]
+                        inputs.append(_with_channels(place, before[node.name], after[node.name], part))
+                    elif node.name in self._values:
+                        inputs.append(_gather(self._values[node.name], part.images))
+                    else:
+                        inputs.append(Act(part, replace))
+                found.append(logits_of(one.rest(*inputs)))
+            return torch.cat(found)[: len(pairs)]
+
+    def maps(self, site: Site) -> torch.Tensor:
+        with torch.no_grad():
+            one = self._advance(site)
+        (start,) = one.starts.values()
+        maps: torch.Tensor = self._values[start]
+        return maps.movedim(site.axis, 1)
+
+    def _advance(self, site: Site) -> Split:
+        """Go on to a site, and forget what no site from here on needs."""
+        one = self._way.split(site)
+        self._sites = self._sites[self._sites.index(site) :]
+        fresh = [node for node in one.needed if node.name not in self._done]
+        if fresh:
+            graph = self._way.traced.graph
+            self._values = evaluate(graph, fresh, self._inputs, self._values)
+            self._done |= {node.name for node in fresh}
+            kept: set[str] = set()
+            for split in map(self._way.split, self._sites):
+                kept |= split.wanted
+                for node in split.needed:
+                    if node.name not in self._done:
+                        kept |= {source.name for source in node.all_input_nodes}
+            self._values = {name: value for name, value in self._values.items() if name in kept}
+        return one
+
+    def _front(self, one: Split, replace: Replacement) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The values of the front as they are, and with every channel replaced."""
+        before, after = dict(self._values), dict(self._values)
+        for node in one.front:
+            if node in one.starts:
+                before[node.name] = self._values[one.starts[node]]
+                after[node.name] = _all_replaced(before[node.name], one.places[node].axis, replace)
+            else:
+                before = evaluate(one.whole, [node], self._inputs, before)
+                after = evaluate(one.whole, [node], self._inputs, after)
+        return before, after
+
+
+def _all_replaced(output: torch.Tensor, axis: int, replace: Replacement) -> torch.Tensor:
+    maps = output.movedim(axis, 1)
+    images = torch.arange(len(maps), device=maps.device).unsqueeze(1).expand(maps.shape[:2])
+    channels = torch.arange(maps.shape[1], device=maps.device).expand(maps.shape[:2])
+    return replace(maps, channels, images).movedim(1, axis)
+
+
+def _with_channels(place: Place, before: torch.Tensor, after: torch.Tensor, pairs: Pairs) -> torch.Tensor:
+    """A row for each pair: the image as it is, its channel as it is after the replacement."""
+    found = _gather(before, pairs.images)
+    rows = torch.arange(len(found), device=found.device)
+    channels, changed = (
+        torch.unflatten(side.movedim(place.axis, 1), 1, (-1, place.width)) for side in (found, after)
+    )
+    channels[rows, pairs.channels] = changed[pairs.images, pairs.channels]
+    return found
+
+
+def _gather(value: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
+    """Copied rows of a tensor, in its memory format."""
+    rows = in_a_row(images)
+    if isinstance(rows, slice):
+        return value[rows].clone(memory_format=torch.preserve_format)
+    return value.movedim(1, -1)[rows].movedim(-1, 1) if value.ndim == 4 else value[rows]

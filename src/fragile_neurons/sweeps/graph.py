@@ -1,0 +1,221 @@
+"""A network as a graph of operations: a copy in which nothing works in place."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import operator
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from fragile_neurons.classifier import evaluating
+
+OUT_OF_PLACE = {
+    operator.iadd: operator.add,
+    operator.isub: operator.sub,
+    operator.imul: operator.mul,
+    operator.itruediv: operator.truediv,
+}
+
+
+class UntraceableError(Exception):
+    """The network cannot be had as a graph; the message says why."""
+
+
+@dataclass(frozen=True, eq=False)
+class Traced:
+    """A module's evaluation pass: `graph`, over copied weights, channels last, nothing in place.
+
+    images: how many there were when the shapes were taken. shapes: of every tensor, by its node's name.
+    """
+
+    graph: fx.GraphModule
+    images: int
+    shapes: Mapping[str, torch.Size]
+
+    def nodes(self, module: str, call: int | None) -> list[fx.Node]:
+        """The nodes that call a module; only the n-th of them unless `call` is None."""
+        calls = [
+            node for node in self.graph.graph.nodes if node.op == "call_module" and node.target == module
+        ]
+        return calls if call is None else calls[call : call + 1]
+
+
+def trace(module: nn.Module, inputs: torch.Tensor) -> Traced:
+    """The pass that the module makes over these inputs, (n, channels, height, width).
+
+    Raises UntraceableError where torch.fx gives up or an operation cannot be had out of place.
+    """
+    try:
+        with evaluating(module):
+            graph = copy.deepcopy(fx.symbolic_trace(module))
+    except Exception as error:  # control flow on values, and whatever else a foreign forward does
+        raise UntraceableError(f"torch.fx: {' '.join(str(error).split())[:200]}") from error
+    _put_out_of_place(graph)
+    graph.eval().requires_grad_(False)
+    graph.to(memory_format=torch.channels_last)
+    try:
+        with torch.no_grad():
+            values = evaluate(graph, graph.graph.nodes, inputs)
+    except Exception as error:
+        raise UntraceableError(f"the graph does not run: {' '.join(str(error).split())[:200]}") from error
+    shapes = {name: value.shape for name, value in values.items() if isinstance(value, torch.Tensor)}
+    return Traced(graph, len(inputs), shapes)
+
+
+def evaluate(
+    graph: fx.GraphModule,
+    nodes: Iterable[fx.Node],
+    inputs: torch.Tensor,
+    known: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """The values of these nodes by name, `known` ones included; in order, each input known or before."""
+    interpreter = fx.Interpreter(graph, garbage_collect_values=False)
+    values = dict(known or {})
+    for node in nodes:
+        if node.op == "placeholder":
+            values[node.name] = inputs
+        else:
+            interpreter.env.update((one, values[one.name]) for one in node.all_input_nodes)
+            values[node.name] = interpreter.run_node(node)
+    return values
+
+
+def _put_out_of_place(graph: fx.GraphModule) -> None:
+    """Replace what changes its input; whoever read the input afterwards reads the result instead."""
+    order = {node: position for position, node in enumerate(graph.graph.nodes)}
+    for node in graph.graph.nodes:
+        if _make_functional(graph, node):
+            changed = node.args[0]
+            for user in list(changed.users):
+                if order[user] > order[node]:
+                    user.replace_input_with(changed, node)
+    graph.recompile()
+
+
+def _make_functional(graph: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether the node worked in place; it does not any more."""
+    if node.op == "call_module":
+        module = graph.get_submodule(str(node.target))
+        if not getattr(module, "inplace", False):
+            return False
+        setattr(module, "inplace", False)  # noqa: B010 - a plain attribute, which nn.Module hides from types
+        return not isinstance(module, nn.modules.dropout._DropoutNd)
+    if node.op == "call_function":
+        name = getattr(node.target, "__name__", "")
+        if node.target is operator.setitem or "out" in node.kwargs:
+            raise UntraceableError(f"{node} writes into a tensor")
+        if node.target in OUT_OF_PLACE:
+            node.target = OUT_OF_PLACE[node.target]
+            return True
+        if name.endswith("_") and hasattr(torch, name[:-1]):
+            node.target = getattr(torch, name[:-1])
+            return True
+        return _clear_inplace_argument(node)
+    if node.op == "call_method" and node.target == "view":
+        node.target = "reshape"  # channels last, memory lies in another order
+    if node.op == "call_method" and str(node.target).endswith("_") and not str(node.target).endswith("__"):
+        if not hasattr(torch.Tensor, str(node.target)[:-1]):
+            raise UntraceableError(f"{node} writes into a tensor")
+        node.target = str(node.target)[:-1]
+        return True
+    return False
+
+
+def _clear_inplace_argument(node: fx.Node) -> bool:
+    assert callable(node.target)
+    try:
+        bound = inspect.signature(node.target).bind(*node.args, **node.kwargs)
+    except (TypeError, ValueError):  # a builtin without a signature has no such argument
+        return False
+    if not bound.arguments.get("inplace", False):
+        return False
+    bound.arguments["inplace"] = False
+    node.args, node.kwargs = bound.args, bound.kwargs
+    return True
+
+
+def lighten(traced: Traced, apart: Collection[str]) -> fx.GraphModule:
+    """A copy of the graph that does less for the same values.
+
+    Each batch norm goes into the convolution before it, but where a node of a name in `apart` takes
+    part; kernels lose what only ever meets the padding. A folded node keeps the name of the norm,
+    whose value it has; the convolution's own node is gone.
+    """
+    copied = fx.Graph()
+    copied.output(copied.graph_copy(traced.graph.graph, {}))
+    light = fx.GraphModule(traced.graph, copied)
+    modules = dict(light.named_modules())
+    for node in list(copied.nodes):
+        before = node.args[0] if node.args else None
+        if not isinstance(before, fx.Node):
+            continue
+        if (
+            _calls(node, modules, nn.BatchNorm2d)
+            and _calls(before, modules, nn.Conv2d)
+            and len(before.users) == 1
+            and not {node.name, before.name} & set(apart)
+        ):
+            folded = fuse_conv_bn_eval(modules[str(before.target)], modules[str(node.target)])
+            _call(light, modules, node, folded)
+            node.args = before.args
+            copied.erase_node(before)
+        if _calls(node, modules, nn.Conv2d):
+            conv = modules[str(node.target)]
+            assert isinstance(conv, nn.Conv2d)
+            assert isinstance(node.args[0], fx.Node)
+            cropped = crop_kernel(conv, traced.shapes[node.args[0].name][2:])
+            if cropped is not conv:
+                _call(light, modules, node, cropped)
+    light.recompile()
+    return light
+
+
+def crop_kernel(conv: nn.Conv2d, size: Sequence[int]) -> nn.Conv2d:
+    """The same convolution on maps of this size, without the taps that meet nothing but zero padding.
+
+    Of a 3x3 kernel on 1x1 maps only the middle is left. Where nothing can go, the convolution itself.
+    """
+    if conv.padding_mode != "zeros" or isinstance(conv.padding, str):
+        return conv
+    windows, padding = [], []
+    for side, taps, stride, pad, dilation in zip(
+        size, conv.kernel_size, conv.stride, conv.padding, conv.dilation, strict=True
+    ):
+        outputs = (side + 2 * pad - dilation * (taps - 1) - 1) // stride + 1
+        used = [
+            tap
+            for tap in range(taps)
+            if any(0 <= start * stride - pad + tap * dilation < side for start in range(outputs))
+        ]
+        first, last = (used[0], used[-1]) if used else (0, taps - 1)
+        less = pad - first * dilation
+        if less < 0 or (side + 2 * less - dilation * (last - first) - 1) // stride + 1 != outputs:
+            first, last, less = 0, taps - 1, pad
+        windows.append(slice(first, last + 1))
+        padding.append(less)
+    weight = conv.weight[:, :, windows[0], windows[1]]
+    if weight.shape == conv.weight.shape:
+        return conv
+    cropped = copy.copy(conv)
+    cropped._parameters = dict(conv._parameters)
+    cropped.weight = nn.Parameter(weight.clone(memory_format=torch.channels_last), requires_grad=False)
+    cropped.kernel_size, cropped.padding = tuple(weight.shape[2:]), tuple(padding)
+    cropped._reversed_padding_repeated_twice = [padding[1], padding[1], padding[0], padding[0]]
+    return cropped
+
+
+def _calls(node: fx.Node, modules: Mapping[str, nn.Module], kind: type[nn.Module]) -> bool:
+    return node.op == "call_module" and isinstance(modules[str(node.target)], kind)
+
+
+def _call(graph: fx.GraphModule, modules: dict[str, nn.Module], node: fx.Node, module: nn.Module) -> None:
+    """Let this node call another module, under a name of the node's own."""
+    node.target = f"lightened_{node.name}"
+    graph.add_submodule(node.target, module)
+    modules[node.target] = module

@@ -1,0 +1,66 @@
+"""The one interface of all sweeps: a network with one channel replaced, by whichever way."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Protocol
+
+import torch
+
+from fragile_neurons.interventions import Replacement
+from fragile_neurons.neurons import Site
+from fragile_neurons.sweeps.pairs import Pairs
+
+
+@dataclass(frozen=True, eq=False)
+class Attacked:
+    """FGSM on the network with the pair's channel replaced.
+
+    logits: (pairs, classes), clean. zero_gradient: (pairs,) the attack has no direction.
+    adversarial_logits: (epsilons, pairs, classes), on images made anew for each pair.
+    """
+
+    logits: torch.Tensor
+    zero_gradient: torch.Tensor
+    adversarial_logits: torch.Tensor
+
+    @classmethod
+    def join(cls, parts: Sequence[Attacked]) -> Attacked:
+        """More pairs."""
+        return cls(
+            torch.cat([part.logits for part in parts]),
+            torch.cat([part.zero_gradient for part in parts]),
+            torch.cat([part.adversarial_logits for part in parts], dim=1),
+        )
+
+
+class Walk(Protocol):
+    """One batch on its way through the network: sites are asked for in order of execution."""
+
+    def logits(self, site: Site, replace: Replacement, pairs: Pairs) -> torch.Tensor:
+        """(pairs, classes): for each pair the image's logits with the channel replaced."""
+
+    def maps(self, site: Site) -> torch.Tensor:
+        """(images, channels, *map): what the site puts out in the network as it is."""
+
+
+class Way(Protocol):
+    """A way to sweep a network, in evaluation mode, over single channels."""
+
+    name: str
+
+    def walk(self, images: torch.Tensor, sites: Sequence[Site]) -> Walk:
+        """Begin on a batch; sites: those that will be asked for, in order of execution."""
+
+    def attack(
+        self,
+        site: Site,
+        replace: Replacement,
+        pairs: Pairs,
+        images: torch.Tensor,
+        labels: torch.Tensor,
+        epsilons: Sequence[Fraction],
+    ) -> Attacked:
+        """FGSM for each pair; replace may not depend on the image."""
