@@ -1,6 +1,6 @@
 """How fast sweeps are: the exact way beside the loops that people write today.
 
-    python benchmarks/sweep.py [--part speed|linear|adaptive] [--output benchmarks/sweep.md]
+    python benchmarks/sweep.py [--parts speed layers linear] [--output benchmarks/sweep.md]
 
 All ways are timed in one process, round by round. Each measurement is kept in a cache, so that a killed
 run goes on; delete the cache to measure again. Run it on a machine that does nothing else.
@@ -15,7 +15,6 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from fractions import Fraction
 from functools import partial
 from pathlib import Path
 
@@ -26,11 +25,9 @@ from captum.attr import LayerFeatureAblation
 from torch.utils.flop_counter import FlopCounterMode
 
 import fragile_neurons as fn
-from fragile_neurons.attacks.fgsm import gradient_sign
 from fragile_neurons.interventions import drop, intervening
 from fragile_neurons.losses import margins
 from fragile_neurons.neurons import Layer, executed_layers
-from fragile_neurons.norms import perturb
 from fragile_neurons.sweeps.exact import Exact
 from fragile_neurons.sweeps.pairs import Pairs
 
@@ -134,7 +131,7 @@ def seconds(works: dict[str, Work], rounds: int = ROUNDS) -> dict[str, list[floa
 
 def best_batch(make: Callable[[int], Work]) -> int:
     """The batch of the fastest loop."""
-    times = seconds({str(batch): make(batch) for batch in LOOP_BATCHES}, rounds=2)
+    times = seconds({str(batch): make(batch) for batch in LOOP_BATCHES}, rounds=1)
     return int(min(times, key=lambda batch: statistics.median(times[batch])))
 
 
@@ -232,8 +229,6 @@ def speed_part(cache: Cache) -> str:
     for name, target in SUBJECTS.items():
         found = cache.get(f"speed {name}", partial(measure, name, "first", IMAGES, ROUNDS))
         rows.append(speed_rows(name, "first", target, found, peak))
-    found = cache.get("speed resnet20 all", partial(measure, "resnet20", "all", 250, 1))
-    rows.append(speed_rows("resnet20, 250 images", "all", 2.2, found, peak))
     return f"""## Exact against loops
 
 Nodal dropout of every channel of the layer on {IMAGES} clean images, 32 x 32 (MNIST 28 x 28), float32,
@@ -242,6 +237,17 @@ neurons x images. (a) a hook, the whole network, at its best batch of {", ".join
 (b) the same in channels_last; (c) captum's LayerFeatureAblation at the batch of (a). Ratios are medians of
 {ROUNDS} rounds, the ways by turns, with the extremes. Predictions are compared with those of (a); a tie is a
 margin below 1e-4 of the largest logit.
+
+{table(rows)}"""
+
+
+def layers_part(cache: Cache) -> str:
+    torch.set_num_threads(cache.get("threads", calibrated_threads))
+    found = cache.get("speed resnet20 all", partial(measure, "resnet20", "all", 125, 1))
+    rows = [speed_rows("resnet20", "all", 2.2, found, cache.get("peak", matmul_peak))]
+    return f"""## All layers
+
+The same over all convolutions, 125 images, one round after one that warms up.
 
 {table(rows)}"""
 
@@ -265,7 +271,7 @@ def linear_part(cache: Cache) -> str:
             )
     return f"""## Linear in the images
 
-Medians of two rounds. The last column is scaled, not measured.
+One round after one that warms up. The last column is scaled, not measured.
 
 {table(rows)}"""
 
@@ -278,76 +284,15 @@ def timed_at(name: str, size: int) -> dict[str, float]:
         "exact": partial(exact, way, images, layers),
         "loop": partial(loop, classifier, images, layers, 125, False),
     }
-    return {key: statistics.median(values) for key, values in seconds(works, 2).items()}
+    return {key: statistics.median(values) for key, values in seconds(works, 1).items()}
 
 
-def adaptive_loop(
-    classifier: fn.Classifier, images: torch.Tensor, labels: torch.Tensor, layer: Layer, batch: int
-) -> torch.Tensor:
-    """Drop, attack, evaluate: one neuron after another."""
-    found = []
-    for channel in range(layer.channels):
-        with intervening(classifier, layer.site("conv"), channel, drop(0.0)):
-            for start in range(0, len(images), batch):
-                part = images[start : start + batch]
-                _, sign = gradient_sign(classifier, part, labels[start : start + batch])
-                with torch.no_grad():
-                    found.append(classifier(perturb(part, sign, Fraction(1, 10))))
-    return torch.cat(found)
-
-
-def adaptive_exact(way: Exact, images: torch.Tensor, labels: torch.Tensor, layer: Layer) -> torch.Tensor:
-    found = []
-    for start in range(0, len(images), BATCH):
-        part = slice(start, start + BATCH)
-        pairs = Pairs.of(list(range(layer.channels)), torch.arange(len(images[part])))
-        site = layer.site("conv")
-        found.append(
-            way.attack(
-                site, drop(0.0), pairs, images[part], labels[part], [Fraction(1, 10)]
-            ).adversarial_logits
-        )
-    return torch.cat(found, dim=1)
-
-
-def measure_adaptive() -> dict[str, list[float]]:
-    classifier, images, labels = load("mnist-cnn")
-    (layer,) = target_layers(classifier, images, "first")
-    way = Exact(classifier, images[:4])
-    batch = best_batch(
-        lambda size: partial(adaptive_loop, classifier, images[:BATCH], labels[:BATCH], layer, size)
-    )
-    return seconds(
-        {
-            "exact": partial(adaptive_exact, way, images, labels, layer),
-            "loop": partial(adaptive_loop, classifier, images, labels, layer, batch),
-        }
-    )
-
-
-def adaptive_part(cache: Cache) -> str:
-    torch.set_num_threads(cache.get("threads", calibrated_threads))
-    times = cache.get("adaptive", measure_adaptive)
-    rows = [
-        {
-            "network": "mnist-cnn, 32 neurons, FGSM 0.1",
-            "exact, s": f"{statistics.median(times['exact']):.2f}",
-            "loop, s": f"{statistics.median(times['loop']):.2f}",
-            "faster": ratios(times, "loop"),
-            "asked": "3",
-        }
-    ]
-    return (
-        f"## Attacked anew\n\nDrop, attack the dropped network, evaluate; {IMAGES} images.\n\n{table(rows)}"
-    )
-
-
-PARTS = {"speed": speed_part, "linear": linear_part, "adaptive": adaptive_part}
+PARTS = {"speed": speed_part, "layers": layers_part, "linear": linear_part}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--part", choices=PARTS, help="default: all of them")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="default: all of them")
     parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".md"))
     parser.add_argument(
         "--cache", type=Path, default=Path.home() / ".cache/fragile-neurons/benchmarks/sweep.json"
@@ -355,11 +300,9 @@ def main() -> None:
     given = parser.parse_args()
     warnings.simplefilter("ignore")  # captum's remarks
     cache = Cache(given.cache)
-    if given.part:
-        print(PARTS[given.part](cache))
-        return
-    parts = [part(cache) for part in PARTS.values()]
-    head = f"# Sweeps, measured\n\nMade by `python benchmarks/sweep.py`. {machine(PACKAGES)}"
+    parts = [PARTS[name](cache) for name in given.parts]
+    command = f"python benchmarks/sweep.py --parts {' '.join(given.parts)}"
+    head = f"# Sweeps, measured\n\nMade by `{command}`. {machine(PACKAGES)}"
     given.output.write_text("\n\n".join([head, *parts]) + "\n", encoding="utf-8")
 
 

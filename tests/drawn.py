@@ -39,7 +39,7 @@ class Block(nn.Module):
         self.norm1, self.norm2 = NORMS[norm](), NORMS[norm]()
         self.conv2 = nn.Conv2d(2 * WIDTH if kind in ("concatenated", "branched") else WIDTH, WIDTH, 1)
         self.squeeze, self.excite = nn.Conv2d(WIDTH, 2, 1), nn.Conv2d(2, WIDTH, 1)
-        self.pool = nn.MaxPool2d(2, stride=1, padding=1) if norm % 2 else nn.AvgPool2d(3, 1, padding=1)
+        self.pool = nn.MaxPool2d(3, stride=1, padding=1) if norm % 2 else nn.AvgPool2d(3, 1, padding=1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         result: torch.Tensor = self._forward(x)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from fractions import Fraction
 
 import pytest
@@ -22,6 +23,15 @@ from fragile_neurons.sweeps.reference import Reference
 
 IMAGES, CHANNELS = 8, 8
 TOLERANCE = 1e-4  # of the largest logit
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """These networks are tiny: two threads would mostly wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def swept_layers(classifier: fn.Classifier, images: torch.Tensor) -> list[Layer]:
@@ -66,9 +76,6 @@ def assert_exact(classifier: fn.Classifier, images: torch.Tensor, seed: int = 0)
                     what = f"{layer.name} {kind} {name}"
                     expected = plain.logits(site, replace, pairs)
                     assert_same(walk.logits(site, replace, pairs), expected, labels, what)
-                    if name != "patch":
-                        clean = way.attack(site, replace, pairs, batch, labels, []).logits
-                        assert_same(clean, expected, labels, what)
 
 
 @settings(

@@ -25,13 +25,12 @@ def two_neurons() -> fn.Classifier:
 
     FGSM of 0.1 takes 1 from neuron 0 and 0.1 from neuron 1: whatever it breaks, neuron 0 carries.
     """
-    module = nn.Sequential(nn.Conv2d(2, 2, 1), nn.Flatten(), nn.Linear(2, 2))
+    conv, linear = nn.Conv2d(2, 2, 1, bias=False), nn.Linear(2, 2)
     with torch.no_grad():
-        module[0].weight.copy_(torch.tensor([[10.0, 0.0], [0.0, 1.0]]).view(2, 2, 1, 1))
-        module[0].bias.zero_()
-        module[2].weight.copy_(torch.tensor([[1.0, 1.0], [0.0, 0.0]]))
-        module[2].bias.copy_(torch.tensor([-5.5, 0.0]))
-    return fn.Classifier(module)
+        conv.weight.copy_(torch.tensor([[10.0, 0.0], [0.0, 1.0]]).view(2, 2, 1, 1))
+        linear.weight.copy_(torch.tensor([[1.0, 1.0], [0.0, 0.0]]))
+        linear.bias.copy_(torch.tensor([-5.5, 0.0]))
+    return fn.Classifier(nn.Sequential(conv, nn.Flatten(), linear))
 
 
 @pytest.mark.parametrize("sweep", ["exact", "reference"])

@@ -195,6 +195,8 @@ NEURON = {
     "adv_verdict": None,
     "excess": 0.5,
     "wins": 0.25,
+    "rescue": 0.125,
+    "inject": None,
 }
 
 
@@ -215,12 +217,21 @@ def made_up_run(folder: Path, name: str = "a model", *, epsilons: list[float] | 
     ]
     parquet.write_table(pa.Table.from_pylist(rows), folder / "neurons.parquet")
     budgets = [str(epsilon) for epsilon in grid if epsilon is not None]
+    carrier = {"channel": 7, "rescue": 0.25, "ci95": [0.21, 0.29]}
     summary = {
         "model": {"name": name},
         "data": {"name": "mnist", "split": "test", "n": 1200},
         "layers": [{"name": "conv1", "neurons": 12}],
         "site": "conv",
-        "spec": {"command": "analyze", "epsilons": budgets},
+        "spec": {
+            "command": "analyze",
+            "epsilons": budgets,
+            "found": {"sweep": "reference", "sweep_reason": "no graph|of <this>"},
+        },
+        "patching": [
+            {"layer": "conv1", "epsilon": budget, "fooled": 1234, "right": 5000, "most_rescuing": carrier}
+            for budget in budgets
+        ],
         "clean_accuracy": {"value": 1.0, "ci95": [0.9, 1.0]},
         "robust_accuracy": [
             {"attack": "fgsm", "epsilon": budget, "value": 0.5, "ci95": [0.4, 0.6]} for budget in budgets
@@ -252,6 +263,16 @@ def test_the_top_neurons_are_the_largest_at_that_epsilon_without_empty_ones(tmp_
     assert [row["channel"] for row in top] == [10, 9, 8, 7, 6, 5, 4, 3, 2, 1]
     assert {row["epsilon"] for row in top} == {0.2}
     assert [row["channel"] for row in top_neurons(run, "share", 0.1, 2)] == [11, 10]
+
+
+def test_what_carries_the_attack_is_said_with_its_denominator(tmp_path: Path) -> None:
+    found = made_up_run(tmp_path).summary
+    said = "FGSM 0.2: conv1:7 alone rescues 25.0 % [21.0, 29.0] of 1,234 fooled images."
+    assert sentences.patching(found).endswith(said)
+    for row in found["patching"]:
+        row["most_rescuing"] = None
+    assert sentences.patching(found).endswith("No image is fooled, or no layer is called only once.")
+    assert sentences.sweep(found) == "Sweep: reference (no graph|of <this>)."
 
 
 def test_ties_among_top_neurons_go_by_channel(tmp_path: Path) -> None:

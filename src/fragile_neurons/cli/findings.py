@@ -68,6 +68,8 @@ def _show_analysis(run: Run) -> None:
         for check in found["checks"]
         if check["status"] in evaluation.FLAGGED
     ]
+    if found["spec"]["sweep"] == "auto" and found["spec"]["found"]["sweep"] == "reference":
+        lines.append(sentences.sweep(found))
     images = f"{data['n']:,} {data['split']} images of {data['name']}"
     title = Text(f"{found['model']['name']} on {images}, site {found['site']}")
     console.print(Panel(Text("\n".join(lines)), title=title, expand=False), soft_wrap=False)
@@ -75,6 +77,7 @@ def _show_analysis(run: Run) -> None:
     _show(run, f"Most fragile neurons, by clean margin drop; {strongest}", FRAGILE, "margin_drop", epsilon)
     if epsilon:
         _show(run, f"Most targeted neurons, {strongest}", TARGETED, "share", epsilon)
+        console.print(Text(f"{sentences.patching(found)}\n"), soft_wrap=False)
         console.print(Text("Does the attack strike the fragile neurons?", style="bold"))
         console.print(Text(sentences.HEADLINES_EXPLAINED, style="dim"), soft_wrap=False)
         for pair in found["correlation"]:

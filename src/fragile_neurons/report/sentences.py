@@ -7,6 +7,7 @@ from typing import Any
 from fragile_neurons.analysis.verdicts import FEWEST
 
 SIGNIFICANT = 0.05
+MOST_LAYERS = 3  # named in one sentence
 
 HEADLINES_EXPLAINED = (
     "Share: of the layer's disturbance by FGSM, the paper's question. Excess: beyond what another image's "
@@ -30,6 +31,38 @@ def points(fraction: float | None) -> str:
 def number(value: float | None, digits: int = 2) -> str:
     """A signed number, or a dash where there is none."""
     return "–" if value is None else f"{value:+.{digits}f}"
+
+
+def percent(share: float | None) -> str:
+    """A share in percent, or a dash where there is none."""
+    return "–" if share is None else f"{100 * share:.1f} %"
+
+
+def sweep(found: dict[str, Any]) -> str:
+    """Which way the sweep took, and why."""
+    taken = found["spec"]["found"]
+    return f"Sweep: {taken['sweep']} ({taken['sweep_reason']})."
+
+
+def patching(found: dict[str, Any]) -> str:
+    """Which neuron carries most of the strongest attack, with its denominator and interval."""
+    rows = [row for row in found["patching"] if row["epsilon"] == found["spec"]["epsilons"][-1]]
+    said = []
+    for row in rows:
+        best = row["most_rescuing"]
+        if best is not None:
+            low, high = (100 * bound for bound in best["ci95"])
+            said.append(
+                f"{row['layer']}:{best['channel']} alone rescues {percent(best['rescue'])} "
+                f"[{low:.1f}, {high:.1f}] of {row['fooled']:,} fooled images"
+            )
+    explained = (
+        "Rescue: of the fooled images, those right again when the neuron alone has its clean map (named is "
+        "the highest of the layer; its interval is not corrected for that)."
+    )
+    if not said:
+        return f"{explained} No image is fooled, or no layer is called only once."
+    return f"{explained} FGSM {rows[0]['epsilon']}: {'; '.join(said[:MOST_LAYERS])}."
 
 
 def headline(pair: dict[str, Any]) -> str:

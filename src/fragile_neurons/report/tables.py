@@ -56,7 +56,8 @@ def _analysis(run: Run) -> list[str]:
     parts = [
         f"# {escape(found['model']['name'])} on {escape(data['name'])}",
         f"{data['n']:,} {escape(data['split'])} images; {escape(layers)}; site {found['site']}. "
-        "Accuracies with 95 % Wilson intervals; drops in percentage points (pp) with 95 % Tango intervals.",
+        "Accuracies with 95 % Wilson intervals; drops in percentage points (pp) with 95 % Tango intervals. "
+        + escape(sentences.sweep(found)),
         "## Accuracy",
         table(
             ["attack", "epsilon", "accuracy"],
@@ -75,6 +76,7 @@ def _analysis(run: Run) -> list[str]:
         parts += [
             f"## Most targeted neurons ({strongest})",
             table(TARGETED, [_cells(row, TARGETED) for row in top_neurons(run, "share", epsilon)]),
+            escape(sentences.patching(found)),
             "## Does the attack strike the fragile neurons?",
             escape(sentences.HEADLINES_EXPLAINED),
             *(f"- {escape(sentences.headline(pair))}" for pair in found["correlation"] if pair["headline"]),
@@ -107,6 +109,8 @@ TARGETED: Columns = {
     "share": lambda row: f"{100 * row['share']:.1f} %",
     "excess": lambda row: number(row["excess"], 3),
     "wins": lambda row: f"{100 * row['wins']:.1f} %",
+    "rescue": lambda row: sentences.percent(row["rescue"]),
+    "inject": lambda row: sentences.percent(row["inject"]),
     "clean drop, pp": lambda row: points(row["clean_drop"]),
     "verdict": lambda row: row["clean_verdict"],
 }

@@ -15,6 +15,7 @@ import scipy
 import torch
 
 from fragile_neurons.analysis.correlation import Pair, Relation
+from fragile_neurons.analysis.patching import Patching
 from fragile_neurons.analysis.predictions import Predictions
 from fragile_neurons.analysis.robustness import Accuracy, RobustAccuracy
 from fragile_neurons.analysis.targeting import Targeting
@@ -40,6 +41,7 @@ def analysis_summary(subject: Subject, results: Results) -> dict[str, Any]:
         {
             "dropout": _dropout(subject, results),
             "targeting": _targeting(subject, results.targeting),
+            "patching": _patching(subject, results.patching),
             "correlation": [_pair(pair) for pair in results.relation.pairs],
             "precision": _precision(results.relation),
         },
@@ -211,6 +213,34 @@ def _targeting(subject: Subject, aim: Targeting) -> list[dict[str, Any]]:
                             }
                             for column in top
                         ],
+                    }
+                )
+    return rows
+
+
+def _patching(subject: Subject, found: Patching) -> list[dict[str, Any]]:
+    """Per layer and epsilon above 0: the images asked, and the neuron that rescues most of them."""
+    rows = []
+    layers = np.array([neuron.layer for neuron in found.neurons])
+    for layer in subject.selection.layers:
+        here = np.flatnonzero(layers == layer.name)
+        for row, epsilon in enumerate(found.epsilons):
+            if epsilon > 0:
+                rescue, best = found.rescue[row, here], None
+                if np.isfinite(rescue).any():
+                    top = here[int(np.nanargmax(rescue))]
+                    best = {
+                        "channel": found.neurons[top].channel,
+                        "rescue": float(found.rescue[row, top]),
+                        "ci95": [float(found.rescue_low[row, top]), float(found.rescue_high[row, top])],
+                    }
+                rows.append(
+                    {
+                        "layer": layer.name,
+                        "epsilon": format_epsilon(epsilon),
+                        "fooled": int(found.fooled[row]),
+                        "right": int(found.right[row]),
+                        "most_rescuing": best,
                     }
                 )
     return rows

@@ -12,11 +12,11 @@ from fragile_neurons.classifier import Classifier
 from fragile_neurons.foreign import logits_of
 from fragile_neurons.interventions import Replacement
 from fragile_neurons.neurons import Site
-from fragile_neurons.sweeps.baseline import measure_baseline
 from fragile_neurons.sweeps.channelwise import Place
 from fragile_neurons.sweeps.graph import evaluate, trace
 from fragile_neurons.sweeps.mixing import Mixing
 from fragile_neurons.sweeps.pairs import Pairs, in_a_row
+from fragile_neurons.sweeps.reference import Reference
 from fragile_neurons.sweeps.split import Act, Split, split
 from fragile_neurons.sweeps.way import Attacked
 
@@ -33,6 +33,7 @@ class Exact:
     def __init__(self, classifier: Classifier, images: torch.Tensor) -> None:
         self.classifier = classifier
         self.traced = trace(classifier.module, classifier.normalise(images))
+        self._reference = Reference(classifier)
         self._splits: dict[Site, Split] = {}
 
     def split(self, site: Site) -> Split:
@@ -53,29 +54,8 @@ class Exact:
         labels: torch.Tensor,
         epsilons: Sequence[Fraction],
     ) -> Attacked:
-        one, found = self.split(site), []
-        for start in range(0, len(pairs), one.rows):
-            part = pairs.chunk(start, one.rows)
-            network = _Replaced(self.classifier, one, Act(part, replace))
-            anew = measure_baseline(network, images[part.images], labels[part.images], epsilons)
-            found.append(Attacked(anew.logits, anew.zero_gradient, anew.adversarial_logits))
-        joined = Attacked.join(found)
-        return Attacked(
-            joined.logits[: len(pairs)],
-            joined.zero_gradient[: len(pairs)],
-            joined.adversarial_logits[:, : len(pairs)],
-        )
-
-
-class _Replaced:
-    """The network with each row's own channel replaced, as something that an attack can call."""
-
-    def __init__(self, classifier: Classifier, one: Split, act: Act) -> None:
-        self.name, self._classifier, self._one, self._act = classifier.name, classifier, one, act
-
-    def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        inputs = self._classifier.normalise(images).contiguous(memory_format=torch.channels_last)
-        return logits_of(self._one.whole(inputs, self._act))
+        # forward and backward through every layer for each neuron: the graph has nothing to share there
+        return self._reference.attack(site, replace, pairs, images, labels, epsilons)
 
 
 class ExactWalk:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from fragile_neurons.classifier import evaluating
 
@@ -161,8 +161,10 @@ def lighten(traced: Traced, apart: Collection[str]) -> fx.GraphModule:
             and len(before.users) == 1
             and not {node.name, before.name} & set(apart)
         ):
-            folded = fuse_conv_bn_eval(modules[str(before.target)], modules[str(node.target)])
-            _call(light, modules, node, folded)
+            conv, norm = modules[str(before.target)], modules[str(node.target)]
+            assert isinstance(conv, nn.Conv2d)
+            assert isinstance(norm, nn.BatchNorm2d)
+            _call(light, modules, node, fold_norm(conv, norm))
             node.args = before.args
             copied.erase_node(before)
         if _calls(node, modules, nn.Conv2d):
@@ -174,6 +176,16 @@ def lighten(traced: Traced, apart: Collection[str]) -> fx.GraphModule:
                 _call(light, modules, node, cropped)
     light.recompile()
     return light
+
+
+def fold_norm(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
+    """One convolution that does what both do in evaluation mode."""
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    weight, bias = fuse_conv_bn_weights(
+        conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+    )
+    return _convolution(conv, weight, bias, conv.padding)
 
 
 def crop_kernel(conv: nn.Conv2d, size: Sequence[int]) -> nn.Conv2d:
@@ -202,12 +214,28 @@ def crop_kernel(conv: nn.Conv2d, size: Sequence[int]) -> nn.Conv2d:
     weight = conv.weight[:, :, windows[0], windows[1]]
     if weight.shape == conv.weight.shape:
         return conv
-    cropped = copy.copy(conv)
-    cropped._parameters = dict(conv._parameters)
-    cropped.weight = nn.Parameter(weight.clone(memory_format=torch.channels_last), requires_grad=False)
-    cropped.kernel_size, cropped.padding = tuple(weight.shape[2:]), tuple(padding)
-    cropped._reversed_padding_repeated_twice = [padding[1], padding[1], padding[0], padding[0]]
-    return cropped
+    return _convolution(conv, weight, conv.bias, (padding[0], padding[1]))
+
+
+def _convolution(
+    like: nn.Conv2d, weight: torch.Tensor, bias: torch.Tensor | None, padding: str | tuple[int, ...]
+) -> nn.Conv2d:
+    """A plain convolution like another, of other weights, that nothing parametrises."""
+    shape: Any = {"stride": like.stride, "padding": padding, "dilation": like.dilation}
+    conv = nn.Conv2d(
+        like.in_channels,
+        like.out_channels,
+        (weight.shape[2], weight.shape[3]),
+        groups=like.groups,
+        bias=bias is not None,
+        padding_mode=like.padding_mode,
+        device="meta",
+        **shape,
+    )
+    conv.weight = nn.Parameter(weight.detach().clone(memory_format=torch.channels_last), requires_grad=False)
+    if bias is not None:
+        conv.bias = nn.Parameter(bias.detach().clone(), requires_grad=False)
+    return conv.eval()
 
 
 def _calls(node: fx.Node, modules: Mapping[str, nn.Module], kind: type[nn.Module]) -> bool:

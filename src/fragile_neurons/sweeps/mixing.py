@@ -39,7 +39,7 @@ class Mixing:
             self.output = output
 
     def rows(self, pairs: Pairs) -> torch.Tensor:
-        """The layer's output for each pair."""
+        """The layer's output for each pair, in memory of its own."""
         found = self.output.new_empty(len(pairs), *self.output.shape[1:])
         for channel, run in pairs.runs():
             images = in_a_row(pairs.images[run])

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
+import numpy as np
 import torch
 
 
@@ -26,22 +28,21 @@ class Pairs:
 
     def chunk(self, start: int, size: int) -> Pairs:
         """So many pairs from `start` on, the last one again where there are no more."""
+        if start + size <= len(self):
+            return Pairs(self.channels[start : start + size], self.images[start : start + size])
         rows = torch.arange(start, start + size, device=self.channels.device).clamp(max=len(self) - 1)
         return Pairs(self.channels[rows], self.images[rows])
 
     def runs(self) -> list[tuple[int, slice]]:
         """Each channel once, and where its pairs are."""
-        channels, counts = torch.unique_consecutive(self.channels, return_counts=True)
-        ends = counts.cumsum(0)
-        return [
-            (channel, slice(end - count, end))
-            for channel, end, count in zip(channels.tolist(), ends.tolist(), counts.tolist(), strict=True)
-        ]
+        channels = self.channels.cpu().numpy()
+        edges = [0, *(np.flatnonzero(np.diff(channels)) + 1).tolist(), len(channels)]
+        return [(int(channels[start]), slice(start, stop)) for start, stop in pairwise(edges)]
 
 
 def in_a_row(images: torch.Tensor) -> torch.Tensor | slice:
     """The same selection as a slice where it is one: a slice copies nothing."""
-    first, last = int(images[0]), int(images[-1])
-    if last - first + 1 != len(images) or (images.diff() != 1).any():
+    places = images.cpu().numpy()
+    if (np.diff(places) != 1).any():
         return images
-    return slice(first, last + 1)
+    return slice(int(places[0]), int(places[-1]) + 1)

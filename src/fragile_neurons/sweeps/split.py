@@ -179,10 +179,43 @@ def _rest(
         else:
             copies[node] = graph.node_copy(node, copied)
     rest = fx.GraphModule(whole, graph)
-    _put_in_place(rest, {copies[node]: shapes[node.name] for node in copies if node.name in shapes})
+    known = {copies[node]: shapes[node.name] for node in copies if node.name in shapes}
+    _flatten_as_it_lies(rest, known)
+    _put_in_place(rest, known)
     sources = {entrance: node for node, entrance in boundary.items()}
     order = [sources[node] for node in graph.nodes if node.op == "placeholder"]
     return rest, tuple(order)
+
+
+def _flatten_as_it_lies(rest: fx.GraphModule, shapes: Mapping[fx.Node, torch.Size]) -> None:
+    """Let a linear layer read maps channels last, as they lie in memory: its weights move instead."""
+    modules = dict(rest.named_modules())
+    for node in list(rest.graph.nodes):
+        linear = modules.get(str(node.target)) if node.op == "call_module" else None
+        flat = node.args[0] if node.args else None
+        if not isinstance(linear, nn.Linear) or not isinstance(flat, fx.Node) or len(flat.users) > 1:
+            continue
+        maps = flat.args[0] if flat.args else None
+        if not isinstance(maps, fx.Node) or len(shapes.get(maps, ())) != 4:
+            continue
+        (n, *map_shape), flattens = shapes[maps], flat.target in ("flatten", "reshape", torch.flatten)
+        if flat.op == "call_module":
+            flattens = isinstance(modules[str(flat.target)], nn.Flatten)
+        if flattens and shapes.get(flat) == (n, math.prod(map_shape)):
+            channels, height, width = map_shape
+            moved = copy.copy(linear)
+            moved._parameters = dict(linear._parameters)
+            weight = linear.weight.view(-1, channels, height * width).transpose(1, 2).flatten(1)
+            moved.weight = nn.Parameter(weight.contiguous(), requires_grad=False)
+            node.target = f"moved_{node.name}"
+            rest.add_submodule(node.target, moved)
+            with rest.graph.inserting_before(node):
+                flat.replace_all_uses_with(rest.graph.call_function(_flatten_channels_last, (maps,)))
+            rest.graph.erase_node(flat)
+
+
+def _flatten_channels_last(maps: torch.Tensor) -> torch.Tensor:
+    return maps.movedim(1, -1).flatten(1)
 
 
 def _put_in_place(rest: fx.GraphModule, shapes: Mapping[fx.Node, torch.Size]) -> None:
@@ -205,7 +238,7 @@ def _put_in_place(rest: fx.GraphModule, shapes: Mapping[fx.Node, torch.Size]) ->
                 rest.add_submodule(node.target, module)
                 modules[node.target] = module
         elif node.target in INPLACE_FUNCTIONS and is_free(node.args[0], node):
-            node.kwargs = {"inplace": True}
+            node.args, node.kwargs = node.args[:1], {"inplace": True}
         elif node.target in (operator.add, torch.add) and len(node.args) == 2 and not node.kwargs:
             first, second = node.args
             if is_free(first, node):
