@@ -31,17 +31,7 @@ Kind = Literal[
 class Unit:
     """One piece of work on images start to stop; attack: its name, or that of a condition."""
 
-    kind: Literal[
-        "inputs",
-        "gradients",
-        "predictions",
-        "disturbances",
-        "drops",
-        "patches",
-        "attack",
-        "smallest",
-        "condition",
-    ]
+    kind: Kind
     start: int
     stop: int
     layer: str = ""
