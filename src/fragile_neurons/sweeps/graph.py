@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import operator
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from fragile_neurons.classifier import evaluating
+from fragile_neurons.neurons import TRANSPARENT
 
 OUT_OF_PLACE = {
     operator.iadd: operator.add,
@@ -89,23 +90,33 @@ def evaluate(
 def _put_out_of_place(graph: fx.GraphModule) -> None:
     """Replace what changes its input; whoever read the input afterwards reads the result instead."""
     order = {node: position for position, node in enumerate(graph.graph.nodes)}
+    inplace = set()
+    for name, module in graph.named_modules():
+        if getattr(module, "inplace", False):
+            setattr(module, "inplace", False)  # noqa: B010 - a plain attribute, which nn.Module hides from types
+            if not isinstance(module, nn.modules.dropout._DropoutNd):
+                inplace.add(name)
     for node in graph.graph.nodes:
-        if _make_functional(graph, node):
-            changed = node.args[0]
-            for user in list(changed.users):
-                if order[user] > order[node]:
-                    user.replace_input_with(changed, node)
+        if _make_functional(node, inplace):
+            for changed in _same_tensor(graph, node.args[0]):
+                for user in list(changed.users):
+                    if order[user] > order[node]:
+                        user.replace_input_with(changed, node)
     graph.recompile()
 
 
-def _make_functional(graph: fx.GraphModule, node: fx.Node) -> bool:
-    """Whether the node worked in place; it does not any more."""
+def _same_tensor(graph: fx.GraphModule, node: fx.Node) -> Iterator[fx.Node]:
+    """The node, and those before it whose very tensor it hands on."""
+    yield node
+    while node.op == "call_module" and isinstance(graph.get_submodule(str(node.target)), TRANSPARENT):
+        (node,) = node.all_input_nodes
+        yield node
+
+
+def _make_functional(node: fx.Node, inplace: Collection[str]) -> bool:
+    """Whether the node worked in place, as these modules did; it does not any more."""
     if node.op == "call_module":
-        module = graph.get_submodule(str(node.target))
-        if not getattr(module, "inplace", False):
-            return False
-        setattr(module, "inplace", False)  # noqa: B010 - a plain attribute, which nn.Module hides from types
-        return not isinstance(module, nn.modules.dropout._DropoutNd)
+        return node.target in inplace
     if node.op == "call_function":
         name = getattr(node.target, "__name__", "")
         if node.target is operator.setitem or "out" in node.kwargs:
