@@ -97,6 +97,7 @@ def test_drawn_networks_are_swept_exactly(classifier: fn.Classifier) -> None:
     deadline=None,
     database=None,
     phases=[Phase.generate],
+    derandomize=True,
     suppress_health_check=list(HealthCheck),
 )
 @given(classifiers())
