@@ -79,7 +79,7 @@ def loop(
     with torch.no_grad():
         for layer in layers:
             for channel in range(layer.channels):
-                with intervening(classifier, layer.site("conv"), channel, drop(0.0)):
+                with intervening(classifier, layer.site("conv"), [channel], drop(0.0)):
                     parts = [
                         classifier(images[start : start + batch].contiguous(memory_format=layout))
                         for start in range(0, len(images), batch)

@@ -129,9 +129,9 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The ids of the units that are computed in this process from here on."""
     ids: list[str] = []
 
-    def watched(subject: Subject, unit: Unit) -> dict[str, Any]:
+    def watched(subject: Subject, unit: Unit, *given: Any) -> dict[str, Any]:
         ids.append(unit.id)
-        return execute_unit(subject, unit)
+        return execute_unit(subject, unit, *given)
 
     monkeypatch.setattr(local, "execute_unit", watched)
     return ids
@@ -143,11 +143,11 @@ def unfinished(monkeypatch: pytest.MonkeyPatch, command: Command, tmp_path: Path
     folder = tmp_path / "unfinished"
     left = [2]
 
-    def interrupted(subject: Subject, unit: Unit) -> dict[str, Any]:
+    def interrupted(subject: Subject, unit: Unit, *given: Any) -> dict[str, Any]:
         left[0] -= 1
         if left[0] < 0:
             raise KeyboardInterrupt
-        return execute_unit(subject, unit)
+        return execute_unit(subject, unit, *given)
 
     with monkeypatch.context() as patch:
         patch.setattr(local, "execute_unit", interrupted)
@@ -716,12 +716,12 @@ from fragile_neurons.runs.engines import local
 
 execute, number, left = local.execute_unit, int(sys.argv.pop(1)), int(sys.argv.pop(1))
 
-def signalled(subject, unit):
+def signalled(*arguments):
     global left
     if left == 0:
         os.kill(os.getpid(), number)
     left -= 1
-    return execute(subject, unit)
+    return execute(*arguments)
 
 local.execute_unit = signalled
 main()

@@ -44,6 +44,7 @@ def test_measures_with_equal_weights_are_the_analyses_own_numbers(
         small_classifier,
         small_data,
         selection,
+        predictions=predictions,
         sweep="auto",
         replace="zero",
         epsilons=GRID,
@@ -124,7 +125,12 @@ def observed(small_classifier: fn.Classifier, small_data: fn.ImageData) -> Obser
     disturbances = observe_disturbances(
         small_classifier, small_data, selection.layers, "conv", grid, batch_size=256, seed=0
     )
-    options: dict[str, Any] = {"sweep": "auto", "replace": "zero", "epsilons": grid}
+    options: dict[str, Any] = {
+        "sweep": "auto",
+        "replace": "zero",
+        "epsilons": grid,
+        "predictions": predictions,
+    }
     options |= {"mode": "adaptive", "batch_size": 256}
     dropped = observe_drops(small_classifier, small_data, selection, **options)
     fragility = summarise_dropout(selection, predictions, dropped, grid, mode="adaptive", rule=Rule())

@@ -190,7 +190,7 @@ def dropout_equals_zeroed_weights(
         if module.bias is not None:
             module.bias[channel] = 0
         whole, expected = classifier(images), zeroed(images)
-        with intervening(classifier, layer.site("conv"), channel, drop(0.0)):
+        with intervening(classifier, layer.site("conv"), [channel], drop(0.0)):
             found = classifier(images)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5 * float(whole.abs().max()))
     right, without = (logits.argmax(1) == labels for logits in (whole, expected))

@@ -840,7 +840,7 @@ def test_a_dropped_channel_is_one_whose_kernel_and_bias_are_zero(
             with evaluating(without), torch.no_grad():
                 expected = without(images)
                 expected_logits, expected_sign = gradient_sign(without, images, labels)
-            dropped = intervening(classifier, layer.site("conv"), channel, drop(0.0))
+            dropped = intervening(classifier, layer.site("conv"), [channel], drop(0.0))
             with evaluating(classifier), torch.no_grad(), dropped:
                 found = classifier(images)
                 logits, sign = gradient_sign(classifier, images, labels)

@@ -84,7 +84,8 @@ def test_a_difference_is_signed_and_a_missing_one_is_a_dash(
 
 def verdicts(**changes: Any) -> dict[str, Any]:
     counts = {"fragile": 3, "robust": 0, "undecided": 9}
-    return {"epsilon": "0.1", "verdicts": counts, "small": 0, "right": 60, "wrong": 40} | changes
+    row = {"epsilon": "0.1", "verdicts": counts, "small": 0, "right": 60, "wrong": 40}
+    return row | {"largest_sampling_se": None} | changes
 
 
 def test_verdicts_are_counted_without_the_absent_ones() -> None:
@@ -232,6 +233,18 @@ def made_up_run(folder: Path, name: str = "a model", *, epsilons: list[float] | 
             {"layer": "conv1", "epsilon": budget, "fooled": 1234, "right": 5000, "most_rescuing": carrier}
             for budget in budgets
         ],
+        "cumulative": [
+            {
+                "layer": "conv1",
+                "epsilon": epsilon,
+                "step": step,
+                "fragility": {"value": 0.8 / step, "n": 512, "ci95": [0.7 / step, 0.9 / step]},
+                "targeting": {"value": 0.9 / step, "n": 512, "ci95": [0.8 / step, 0.95 / step]},
+                "random": {"value": 0.96 / step, "draws": 20, "lowest": 0.9 / step, "highest": 1 / step},
+            }
+            for epsilon in (None, *budgets)
+            for step in (1, 2)
+        ],
         "clean_accuracy": {"value": 1.0, "ci95": [0.9, 1.0]},
         "robust_accuracy": [
             {"attack": "fgsm", "epsilon": budget, "value": 0.5, "ci95": [0.4, 0.6]} for budget in budgets
@@ -273,6 +286,22 @@ def test_what_carries_the_attack_is_said_with_its_denominator(tmp_path: Path) ->
         row["most_rescuing"] = None
     assert sentences.patching(found).endswith("No image is fooled, or no layer is called only once.")
     assert sentences.sweep(found) == "Sweep: reference (no graph|of <this>)."
+
+
+def test_half_a_layer_is_said_with_its_control(tmp_path: Path) -> None:
+    said = sentences.cumulative(made_up_run(tmp_path).summary)
+    assert "512 clean images" in said
+    assert said.endswith(
+        "conv1 without 2 neurons: 40.0 % [35.0, 45.0] in order of fragility, 45.0 % [40.0, 47.5] in order of "
+        "targeting, 48.0 % at random [45.0 % to 50.0 % in 20 draws]."
+    )
+
+
+def test_a_sampled_sweep_says_that_it_estimates(tmp_path: Path) -> None:
+    found = made_up_run(tmp_path).summary
+    found["spec"] |= {"standard_error": 0.001, "found": {"sweep": "sampled", "sweep_reason": "asked for"}}
+    found["dropout"][0]["largest_sampling_se"] = 0.00123
+    assert sentences.sweep(found).endswith("standard errors of at most 0.12 pp (asked for: 0.1 pp).")
 
 
 def test_ties_among_top_neurons_go_by_channel(tmp_path: Path) -> None:

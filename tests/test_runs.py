@@ -41,7 +41,7 @@ from fragile_neurons.runs.engines import local
 from fragile_neurons.runs.execute import Subject, execute_unit, open_subject
 from fragile_neurons.runs.export import write_file
 from fragile_neurons.runs.ledger import PARTIAL, Ledger
-from fragile_neurons.runs.plan import Unit, make_plan
+from fragile_neurons.runs.plan import Unit, make_plan, needed
 from fragile_neurons.runs.spec import Spec, make_spec, read_spec
 from fragile_neurons.workflows import run_spec, run_subject, silent
 
@@ -65,7 +65,7 @@ CONTRACT_COLUMNS = {
         "rescue", "inject", "weight_norm", "activation_energy", "clean_small", "adv_small", "sampling_se",
     ],
     "targeting": ["layer", "channel", "epsilon", "group", "share", "wins"],
-    "cumulative": ["layer", "epsilon", "order", "draw", "step", "accuracy"],
+    "cumulative": ["layer", "epsilon", "order", "draw", "step", "accuracy", "n", "low", "high"],
     "images": [
         "index", "label", "attack", "epsilon", "clean_prediction", "clean_margin", "adversarial_prediction",
         "adversarial_margin", "smallest_fooling_epsilon",
@@ -89,7 +89,9 @@ CONTRACT_SUMMARY = {
 }
 NEURONS, IMAGES, EPSILON = 4, 40, "0.05"
 BATCH = 8  # 40 images are five batches
-UNITS = 16  # two cheap checks, predictions and disturbances of two spans, drops and patches of five
+UNITS = (
+    22  # two cheap checks, predictions and disturbances of two spans, drops, patches, curves of five; orders
+)
 
 
 def small_spec(**changes: object) -> Spec:
@@ -141,11 +143,11 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
     def watch(stop_at: int | None = None, error: type[BaseException] = KeyboardInterrupt) -> list[str]:
         computed: list[str] = []
 
-        def watched(subject: Subject, unit: Unit) -> dict[str, Any]:
+        def watched(subject: Subject, unit: Unit, *given: Any) -> dict[str, Any]:
             if len(computed) == stop_at:
                 raise error
             computed.append(unit.id)
-            return execute_unit(subject, unit)
+            return execute_unit(subject, unit, *given)
 
         monkeypatch.setattr(local, "execute_unit", watched)
         return computed
@@ -205,7 +207,8 @@ def run_planned(
     folder.mkdir()
     with Ledger.create(folder, subject.spec, units) as ledger:
         for unit in order or []:
-            ledger.record(unit, execute_unit(subject, unit))
+            given = [(one, ledger.result(one)) for one in needed(unit, units)]
+            ledger.record(unit, execute_unit(subject, unit, given))
     finish(subject, folder)
     return (folder / "neurons.csv").read_bytes()
 
@@ -233,13 +236,20 @@ def test_the_order_of_units_does_not_change_a_byte(
     units = make_plan(subject.selection, IMAGES, BATCH, batches_per_unit=1, neurons_per_unit=1)
     shuffled = random.Random(seed).sample(units, len(units))
     assert shuffled != list(units)
+    shuffled.sort(key=lambda unit: {"orders": 1, "curves": 2}.get(unit.kind, 0))  # what they need comes first
     written = run_planned(subject, tmp_path / "run", units, shuffled)
     assert written == (finished / "neurons.csv").read_bytes()
-    for name in ("summary.json", "neurons.parquet", "targeting.parquet", "images.parquet"):
+    for name in (
+        "summary.json",
+        "neurons.parquet",
+        "targeting.parquet",
+        "cumulative.parquet",
+        "images.parquet",
+    ):
         assert (tmp_path / "run" / name).read_bytes() == (finished / name).read_bytes()
 
 
-@pytest.mark.parametrize("done", range(0, 17, 2))
+@pytest.mark.parametrize("done", range(0, 23, 3))
 def test_a_kill_at_any_unit_boundary_and_a_resume_do_not_change_a_byte(
     subject: Subject, finished: Path, tmp_path: Path, engine: Callable[..., list[str]], done: int
 ) -> None:
@@ -270,7 +280,8 @@ def test_a_kill_between_the_last_unit_and_the_files_is_made_good(
     folder.mkdir()
     with Ledger.create(folder, subject.spec, units) as ledger:
         for unit in units:
-            ledger.record(unit, execute_unit(subject, unit))
+            given = [(one, ledger.result(one)) for one in needed(unit, units)]
+            ledger.record(unit, execute_unit(subject, unit, given))
     (folder / ".neurons.csv.partial").write_text("half a line")
     with pytest.raises(IncompleteError, match=f"0 of {UNITS} units are left"):
         open_run(folder)
@@ -373,7 +384,7 @@ def test_a_digest_is_the_hash_of_canonical_json() -> None:
         "std": None, "data": "blobs", "split": "test", "limit": 40, "resize": None,
         "skip_bad": False, "layer": "first", "neurons": "all",
         "site": "conv", "replace": "zero", "epsilons": ["0.05"], "mode": "adaptive", "sweep": "auto",
-        "verdict_rule": "tested",
+        "standard_error": 0.001, "verdict_rule": "tested",
         "tolerance": 0.01, "device": "cpu", "batch_size": 8, "threads": 1, "seed": 0, "found": None,
     }  # fmt: skip
     text = json.dumps(fields, sort_keys=True, separators=(",", ":"))
@@ -464,7 +475,8 @@ def test_a_row_per_neuron_and_epsilon_and_the_later_columns_are_empty(finished: 
     for name in set(CONTRACT_COLUMNS["neurons"]) - {"rescue", "inject", "sampling_se", "excess"}:
         may_be_empty = {"clean_q", "adv_q", "noise_excess"}
         assert name in may_be_empty or run.neurons[name].null_count == 0, name
-    assert parquet.read_table(finished / "cumulative.parquet").num_rows == 0
+    # two conditions, fragility, targeting and 20 random orders, 0, 1 and 2 of 4 neurons dropped
+    assert parquet.read_table(finished / "cumulative.parquet").num_rows == 2 * 22 * 3
     assert run.images.num_rows == IMAGES
     groups = ["all", "fooled", "resisted", "class:one", "class:two", "class:three"]
     assert run.targeting["group"].unique().to_pylist() == groups
@@ -901,10 +913,10 @@ def test_a_disk_that_takes_no_more_is_one_message_and_finished_units_are_kept(
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A real file system of 256 kB; only root can mount one."""
+    """A real file system of 512 kB; only root can mount one."""
     place = tmp_path / "disk"
     place.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(place)]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", str(place)]
     if not shutil.which("mount") or subprocess.run(mount, capture_output=True).returncode:
         pytest.skip("only root can mount a small file system")
     try:
@@ -919,11 +931,11 @@ def test_a_full_disk_is_one_message_and_the_run_goes_on_when_there_is_room(
     folder = small_disk / "run"
     kept = []
     ballast = small_disk / "ballast"
-    for free in (0, 20, 40, 60, 100, 120):
-        ballast.write_bytes(b"\0" * 1024 * (256 - free) if free else b"")
+    for free in (0, 20, 40, 60, 100, 140):
+        ballast.write_bytes(b"\0" * 1024 * (512 - free) if free else b"")
         if free == 0:
             with pytest.raises(OSError, match="No space left"):
-                ballast.write_bytes(b"\0" * 1024 * 300)
+                ballast.write_bytes(b"\0" * 1024 * 600)
         engine()
         with pytest.raises(InputError) as error:
             finish(subject, folder)

@@ -102,7 +102,7 @@ def test_sites_are_where_they_say(
         torch.testing.assert_close(recorded, maps.flatten(2))
         maps[:, 2] = 0.25
         expected = module[position:](maps)
-        with intervening(small_classifier, layer.site(site), 2, drop(0.25)):
+        with intervening(small_classifier, layer.site(site), [2], drop(0.25)):
             found = small_classifier(images)
     torch.testing.assert_close(found, expected)
 
@@ -117,7 +117,7 @@ def test_dropping_equals_captums_layer_feature_ablation() -> None:
         theirs = ablation.attribute(images, target=labels, layer_mask=mask, layer_baselines=0)
         before = classifier(images).gather(1, labels[:, None])[:, 0]
         for channel in range(0, 32, 5):
-            with intervening(classifier, layer.site("conv"), channel, drop(0.0)):
+            with intervening(classifier, layer.site("conv"), [channel], drop(0.0)):
                 after = classifier(images).gather(1, labels[:, None])[:, 0]
             torch.testing.assert_close(before - after, theirs[:, channel, 0, 0], atol=1e-4, rtol=1e-4)
 
@@ -138,7 +138,7 @@ def test_a_shared_module_is_dropped_at_every_call() -> None:
     images = torch.rand(5, 2, 6, 6)
     site = Site("conv", "conv", "conv", None, 1, outputs=2)
     edited = without_channel(classifier, "conv", 1)
-    with torch.no_grad(), intervening(classifier, site, 1, drop(0.0)):
+    with torch.no_grad(), intervening(classifier, site, [1], drop(0.0)):
         torch.testing.assert_close(classifier(images), edited(images))
     (maps,) = record_maps(classifier, [site], images)
     assert maps.shape == (5, 2, 72)
@@ -168,7 +168,7 @@ def test_the_nth_call_of_a_reused_activation_is_met_alone() -> None:
         second = torch.relu(module.conv2(first))  # type: ignore[operator]
         second[:, 0] = 0
         expected = module.fc(second.flatten(1))  # type: ignore[operator]
-        with intervening(classifier, layer_named(classifier, data, "conv2").site("act"), 0, drop(0.0)):
+        with intervening(classifier, layer_named(classifier, data, "conv2").site("act"), [0], drop(0.0)):
             torch.testing.assert_close(classifier(images), expected)
             # every pass begins counting anew
             torch.testing.assert_close(classifier(images), expected)
@@ -201,7 +201,7 @@ def test_the_network_is_as_before_after_an_exception_in_the_middle(
     with (
         pytest.raises(KeyboardInterrupt),
         evaluating(small_classifier),
-        intervening(small_classifier, layer.site("conv"), 0, fail),
+        intervening(small_classifier, layer.site("conv"), [0], fail),
     ):
         small_classifier(images)
     assert state(small_classifier) == before

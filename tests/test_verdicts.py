@@ -45,6 +45,9 @@ def flipped(right: np.ndarray, flips: list[tuple[int, int]], moves: list[float],
         "adv_right": without[None],
         "adv_margin": margin[None],
         "zero_gradient": blind,
+        "clean_heaviest": move[:1] * 0 + 1,
+        "transfer_heaviest": move[None, :1] * 0 + 1,
+        "adv_heaviest": move[None, :1] * 0 + 1,
     }
     return Dropped(**(fields | changed))
 

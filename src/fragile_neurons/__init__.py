@@ -3,6 +3,7 @@
 __version__ = "0.1.0"
 
 from fragile_neurons.analysis.correlation import correlate
+from fragile_neurons.analysis.cumulative import cumulative
 from fragile_neurons.analysis.dropout import dropout
 from fragile_neurons.analysis.patching import patching
 from fragile_neurons.analysis.robustness import robust_accuracy
@@ -25,6 +26,7 @@ __all__ = [
     "Run",
     "analyze",
     "correlate",
+    "cumulative",
     "dropout",
     "evaluate",
     "load_data",

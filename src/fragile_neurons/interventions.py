@@ -40,15 +40,19 @@ def keep(maps: torch.Tensor, channels: torch.Tensor, images: torch.Tensor) -> to
 
 
 @contextmanager
-def intervening(classifier: Classifier, site: Site, channel: int, replace: Replacement) -> Iterator[None]:
-    """Inside the block the channel's map is replaced on every image of a pass; gradients pass."""
+def intervening(
+    classifier: Classifier, site: Site, channels: Sequence[int], replace: Replacement
+) -> Iterator[None]:
+    """Inside the block the channels' maps are replaced on every image of a pass; gradients pass."""
 
     def change(_: Site, output: torch.Tensor) -> torch.Tensor:
         # autograd may still need the output as it was; without it a copy would cost as much as a layer
         changed = output.clone() if output.requires_grad else output
         images = torch.arange(len(output), device=output.device)
-        maps = output.select(site.axis, channel)
-        changed.select(site.axis, channel).copy_(replace(maps, torch.full_like(images, channel), images))
+        for channel in channels:
+            maps = output.select(site.axis, channel)
+            new = replace(maps, torch.full_like(images, channel), images)
+            changed.select(site.axis, channel).copy_(new)
         return changed
 
     with _hooked(classifier, [site], change):
@@ -78,15 +82,47 @@ def record_maps(classifier: Classifier, sites: Sequence[Site], images: torch.Ten
     seen: dict[Site, list[torch.Tensor]] = defaultdict(list)
 
     def keep(site: Site, output: torch.Tensor) -> None:
-        maps = output.movedim(site.axis, 1).flatten(2) if output.ndim > 2 else output.unsqueeze(2)
         # a copy: the layer after this one may work in place
-        seen[site].append(maps.detach().clone())
+        seen[site].append(_maps(site, output).detach().clone())
         if all(len(seen[one]) == one.outputs for one in sites):
             raise _AllSeenError
 
     with torch.no_grad(), _hooked(classifier, sites, keep), suppress(_AllSeenError):
         classifier(images)
     return [torch.cat(seen[site], dim=2) for site in sites]
+
+
+def record_gradients(
+    classifier: Classifier,
+    sites: Sequence[Site],
+    images: torch.Tensor,
+    direction: Callable[[torch.Tensor], torch.Tensor],
+) -> tuple[torch.Tensor, list[tuple[torch.Tensor, torch.Tensor]]]:
+    """The logits; and for each site the maps, as record_maps has them, and the gradient there.
+
+    direction: from the logits to the gradient at them. It is zero at a site that they do not depend on.
+    """
+    seen: dict[Site, list[torch.Tensor]] = defaultdict(list)
+
+    def tap(site: Site, output: torch.Tensor) -> torch.Tensor:
+        seen[site].append(output)
+        return output.clone()  # the layer after this one may work in place
+
+    with torch.enable_grad(), _hooked(classifier, sites, tap):
+        logits = classifier(images.detach().requires_grad_(True))
+    outputs = [output for site in sites for output in seen[site]]
+    found = iter(torch.autograd.grad(logits, outputs, direction(logits.detach()), allow_unused=True))
+    recorded = []
+    for site in sites:
+        maps = [_maps(site, output.detach()) for output in seen[site]]
+        gradients = [torch.zeros_like(one) if (g := next(found)) is None else _maps(site, g) for one in maps]
+        recorded.append((torch.cat(maps, dim=2), torch.cat(gradients, dim=2)))
+    return logits.detach(), recorded
+
+
+def _maps(site: Site, output: torch.Tensor) -> torch.Tensor:
+    """(n, channels, values) of an output at a site."""
+    return output.movedim(site.axis, 1).flatten(2) if output.ndim > 2 else output.unsqueeze(2)
 
 
 @contextmanager

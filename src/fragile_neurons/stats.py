@@ -19,6 +19,8 @@ Weights are multiples of 1/4: a sum of counts, divided last, is exact, so that n
 _Pair = tuple[str, str, BoolArray]  # names of x and y, neurons kept
 
 MIN_RELIABILITY = 0.3
+FEWEST_FLIPS = 20  # in a sample, for a normal approximation
+SMALLEST_LOG_P, LARGEST_LOG_P = -60.0, -1e-9
 OVERSAMPLING = 4  # draws per image in a resample: see split_half_correlations
 RESAMPLE_CHUNK = 256
 PERMUTATION_CHUNK = 2**17  # ranks held at once: they fit into the cache
@@ -61,6 +63,52 @@ def _tango_lower(lost: int, gained: int, n: int, z: float) -> float:
         return math.atan2(lost - gained - n * difference, math.sqrt(variance)) - math.atan(z)
 
     return float(optimize.brentq(excess, -1.0, (lost - gained) / n))
+
+
+def sampled_difference(
+    lost: FloatArray, gained: FloatArray, n: int, heaviest: float, confidence: float = 0.95
+) -> tuple[float, float, float]:
+    """p, and the interval of (lost - gained) / n, from the weights of those that a sample has met.
+
+    The images vary and the sample does: each weight, one over a probability, stands for a flip and for those
+    not drawn. From 20 flips on a z-test; below it bounds that hold for few, those of weighted Poisson counts
+    (Fay and Feuer, Statistics in Medicine 16 (1997) 791-801), lost and gained put together by their squares
+    (Zou and Donner, 27 (2008) 1693-1702). heaviest: the largest weight that a flip could have had.
+    """
+    total, met = float(lost.sum() - gained.sum()), len(lost) + len(gained)
+    if met >= FEWEST_FLIPS:
+        variance = float((lost**2).sum() + (gained**2).sum()) - total**2 / n
+        error = math.sqrt(max(variance, 0.0))
+        half = float(stats.norm.ppf((1 + confidence) / 2)) * error
+        p = float(2 * stats.norm.sf(abs(total) / error)) if error else 1.0
+        return p, (total - half) / n, (total + half) / n
+
+    def bounds(alpha: float) -> tuple[float, float]:
+        few, many = (_weighted_count(side, heaviest, alpha) for side in (lost, gained))
+        down = math.hypot(lost.sum() - few[0], many[1] - gained.sum())
+        up = math.hypot(few[1] - lost.sum(), gained.sum() - many[0])
+        return total - down, total + up
+
+    def away(log_alpha: float) -> float:
+        low, high = bounds(math.exp(log_alpha))
+        return low if total > 0 else -high
+
+    p, (low, high) = 1.0, bounds(1 - confidence)
+    if total and away(LARGEST_LOG_P) > 0:
+        p = (
+            math.exp(optimize.brentq(away, SMALLEST_LOG_P, LARGEST_LOG_P))
+            if away(SMALLEST_LOG_P) < 0
+            else 0.0
+        )
+    return p, max(low / n, -1.0), min(high / n, 1.0)
+
+
+def _weighted_count(weights: FloatArray, heaviest: float, alpha: float) -> tuple[float, float]:
+    """Bounds of a Poisson count of which each event was met with a probability of one over its weight."""
+    total, squares = float(weights.sum()), float((weights**2).sum())
+    low = squares / (2 * total) * stats.chi2.ppf(alpha / 2, 2 * total**2 / squares) if total else 0.0
+    more, scale = total + heaviest, squares + heaviest**2
+    return float(low), float(scale / (2 * more) * stats.chi2.isf(alpha / 2, 2 * more**2 / scale))
 
 
 def benjamini_hochberg(p_values: FloatArray) -> FloatArray:

@@ -27,6 +27,7 @@ from fragile_neurons.runs.plan import make_plan, plan_evaluation
 from fragile_neurons.runs.results import collect_results
 from fragile_neurons.runs.run import Run, open_run
 from fragile_neurons.runs.spec import EvaluateSpec, Spec, make_spec
+from fragile_neurons.sweeps.sampling import STANDARD_ERROR
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +52,7 @@ def analyze(
     epsilons: Sequence[str | float | Fraction],
     mode: str = "adaptive",
     sweep: str = "auto",
+    standard_error: float = STANDARD_ERROR,
     verdict_rule: str = "tested",
     tolerance: float = 0.01,
     batch_size: int = 256,
@@ -69,6 +71,7 @@ def analyze(
         epsilons=[format_epsilon(epsilon) for epsilon in parse_epsilons(epsilons)],
         mode=mode,
         sweep=sweep,
+        standard_error=standard_error,
         verdict_rule=verdict_rule,
         tolerance=tolerance,
         batch_size=batch_size,
@@ -138,7 +141,10 @@ def run_subject(subject: Subject, *, output: str | Path | None, force: bool, pro
         units = plan_evaluation(runnable, held, spec.found.images, spec.batch_size)
     else:
         patched = any(parse_epsilons(spec.epsilons))
-        units = make_plan(subject.selection, spec.found.images, spec.batch_size, patched=patched)
+        sampled = spec.found.sweep == "sampled"
+        units = make_plan(
+            subject.selection, spec.found.images, spec.batch_size, patched=patched, sampled=sampled
+        )
     with (
         readable_disk_errors(folder),
         open_ledger(folder, spec, units, force=force) as ledger,

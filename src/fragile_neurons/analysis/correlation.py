@@ -38,6 +38,7 @@ from fragile_neurons.stats import (
     top_k_precision,
 )
 from fragile_neurons.sweeps.observed import Dropped
+from fragile_neurons.sweeps.sampling import STANDARD_ERROR
 
 # fixed beforehand: the paper's question, and the same with its controls
 HEADLINES = (("clean_drop", "share"), ("margin_drop", "excess"))
@@ -212,6 +213,7 @@ def correlate(
     epsilons: Sequence[str | float | Fraction],
     mode: str = "adaptive",
     sweep: str = "auto",
+    standard_error: float = STANDARD_ERROR,
     batch_size: int = 256,
     seed: int = 0,
 ) -> Relation:
@@ -226,11 +228,14 @@ def correlate(
         classifier,
         data,
         selection,
+        predictions=predictions,
         sweep=sweep,
+        standard_error=standard_error,
         replace=replace,
         epsilons=grid,
         mode=mode,
         batch_size=batch_size,
+        seed=seed,
     )
     fragility = summarise_dropout(selection, predictions, dropped, grid, mode=mode, rule=Rule())
     aim = summarise_targeting(classifier, selection, data.classes, predictions, observed, grid)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -14,6 +14,7 @@ import torch
 
 from fragile_neurons.analysis.predictions import Predictions, observe_predictions
 from fragile_neurons.analysis.selection import Selection, neuron_table, select
+from fragile_neurons.analysis.staging import observe_in_stages, pilot_stop, top_neurons
 from fragile_neurons.analysis.verdicts import Drops, Rule, judge_adversarial, judge_clean
 from fragile_neurons.classifier import Classifier, evaluating
 from fragile_neurons.data.batches import batches
@@ -24,6 +25,7 @@ from fragile_neurons.neurons import Layer, Neuron, Site
 from fragile_neurons.norms import parse_epsilons
 from fragile_neurons.sweeps.choice import choose_way
 from fragile_neurons.sweeps.observed import Dropped
+from fragile_neurons.sweeps.sampling import STANDARD_ERROR, Design, Sample
 from fragile_neurons.sweeps.sweep import Sweep
 from fragile_neurons.sweeps.way import Way
 
@@ -63,10 +65,18 @@ def open_sweeps(
     batch_size: int,
     start: int = 0,
     stop: int | None = None,
+    designs: Mapping[str, Design] | None = None,
+    seed: int = 0,
 ) -> Iterator[tuple[Sweep, int]]:
-    """The batches of images start to stop, ready to be swept, each with its number of images."""
+    """The batches of images start to stop, ready to be swept, each with its number of images.
+
+    designs: by layer, of the sample of pairs that is asked; None: every pair is.
+    """
     for batch in batches(data, batch_size, classifier.device, start, stop):
-        yield Sweep(way, classifier, sites, batch.images, batch.labels, epsilons), batch.count
+        sample = None
+        if designs is not None:
+            sample = Sample(designs, seed, data.indices[batch.positions])
+        yield Sweep(way, classifier, sites, batch.images, batch.labels, epsilons, sample), batch.count
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,6 +111,7 @@ class Dropout:
         empty = Drops.empty(len(self.neurons))
         by_epsilon = [drops.columns() for drops in self.adv or (empty,)]
         columns |= {f"adv_{key}": np.stack([one[key] for one in by_epsilon]) for key in by_epsilon[0]}
+        columns["sampling_se"] = columns.pop("clean_sampling_se")
         columns |= {"margin_drop": repeat(self.margin_drop)}
         columns |= {name: getattr(self, name) for name in ("transfer_drop", "gap_drop", "adv_margin_drop")}
         return neuron_table(self.neurons, self.epsilons, columns)
@@ -150,30 +161,53 @@ def observe_drops(
     data: ImageData,
     selection: Selection,
     *,
+    predictions: Predictions,
     sweep: str,
+    standard_error: float = STANDARD_ERROR,
     replace: str,
     epsilons: Sequence[Fraction],
     mode: str,
     batch_size: int,
+    seed: int = 0,
 ) -> Dropped:
-    """Drop every chosen neuron in turn, on all images."""
-    sites = selection.sites
-    way = choose_way(classifier, sites, selection.images, sweep).way
+    """Drop every chosen neuron in turn, on all images or, sampled, on as few as the standard error allows."""
+    way = choose_way(classifier, selection.sites, selection.images, sweep).way
     values = {
         layer.name: replacements(
             classifier, data, layer, site=selection.site, replace=replace, batch_size=batch_size
         )
         for layer in selection.layers
     }
-    parts = []
+
+    def opened(start: int, stop: int, designs: Mapping[str, Design] | None) -> Iterator[tuple[Sweep, int]]:
+        span = {"batch_size": batch_size, "start": start, "stop": stop}
+        sites = selection.sites
+        return open_sweeps(way, classifier, data, sites, epsilons, designs=designs, seed=seed, **span)
+
+    def observed(chosen: Selection, pilot: int) -> Dropped:
+        found = observe_in_stages(
+            chosen,
+            opened,
+            lambda sweep, layer: sweep.drop(
+                layer.site(chosen.site),
+                chosen.channels(layer),
+                values[layer.name],
+                adaptive=mode == "adaptive",
+            ),
+            values,
+            epsilons,
+            images=len(data),
+            pilot=pilot,
+            standard_error=standard_error,
+        )
+        return Dropped.join_neurons(list(found.values()))
+
     with evaluating(classifier):
-        for batch, count in open_sweeps(way, classifier, data, sites, epsilons, batch_size=batch_size):
-            of_batch = [
-                batch.drop(site, selection.channels(layer), values[layer.name], adaptive=mode == "adaptive")
-                for layer, site in zip(selection.layers, sites, strict=True)
-            ]
-            parts.append(Dropped.join_neurons(of_batch).first_images(count))
-    return Dropped.join_images(parts)
+        if sweep != "sampled":
+            return observed(selection, len(data))
+        found = observed(selection, pilot_stop(len(data), batch_size))
+        top = top_neurons(predictions, found)
+        return found.replaced(top, observed(selection.of_neurons(top), len(data)))
 
 
 def dropout(
@@ -189,10 +223,14 @@ def dropout(
     verdict_rule: str = "tested",
     tolerance: float = 0.01,
     sweep: str = "auto",
+    standard_error: float = STANDARD_ERROR,
     batch_size: int = 256,
     seed: int = 0,
 ) -> Dropout:
-    """Drop each chosen neuron in turn; epsilons=[] measures clean images only."""
+    """Drop each chosen neuron in turn; epsilons=[] measures clean images only.
+
+    standard_error: of each drop, a fraction, that a sampled sweep may have for not asking every image.
+    """
     grid, rule = parse_epsilons(epsilons), Rule(verdict_rule, tolerance)
     check_choice("mode", mode, MODES)
     check_choice("replace", replace, REPLACEMENTS)
@@ -202,10 +240,13 @@ def dropout(
         classifier,
         data,
         selection,
+        predictions=predictions,
         sweep=sweep,
+        standard_error=standard_error,
         replace=replace,
         epsilons=grid,
         mode=mode,
         batch_size=batch_size,
+        seed=seed,
     )
     return summarise_dropout(selection, predictions, dropped, grid, mode=mode, rule=rule)

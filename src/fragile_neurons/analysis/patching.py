@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -14,13 +14,16 @@ import pyarrow as pa
 from fragile_neurons.analysis.dropout import open_sweeps
 from fragile_neurons.analysis.predictions import Predictions, observe_predictions
 from fragile_neurons.analysis.selection import Selection, neuron_table, select
+from fragile_neurons.analysis.staging import observe_in_stages, pilot_stop
 from fragile_neurons.classifier import Classifier, evaluating
 from fragile_neurons.data.images import ImageData
 from fragile_neurons.neurons import Neuron
 from fragile_neurons.norms import parse_epsilons
-from fragile_neurons.stats import wilson
+from fragile_neurons.stats import sampled_difference, wilson
 from fragile_neurons.sweeps.choice import choose_way
 from fragile_neurons.sweeps.observed import Patched
+from fragile_neurons.sweeps.sampling import STANDARD_ERROR, Design
+from fragile_neurons.sweeps.sweep import Sweep
 
 Array = npt.NDArray[Any]
 
@@ -62,24 +65,40 @@ def summarise_patching(
     attacked = np.array([epsilon > 0 for epsilon in epsilons], dtype=bool)
     fooled = (predictions.right & ~predictions.adv_right).sum(axis=1) * attacked
     right = np.repeat(predictions.right.sum(), len(epsilons)) * attacked
-    columns: dict[str, Array] = {}
-    for what, field, of in (("rescue", "rescued", fooled), ("inject", "broken", right)):
-        counts = np.concatenate(
-            [
-                getattr(patched[layer.name], field).sum(axis=1)
-                if layer.name in patched
-                else np.full((len(epsilons), len(selection.channels(layer))), -1)
-                for layer in selection.layers
-            ],
-            axis=1,
-        )
-        known = (counts >= 0) & (of[:, None] > 0)
-        shares = np.full((3, *counts.shape), np.nan)
-        for row, column in zip(*np.nonzero(known), strict=True):
-            count, n = int(counts[row, column]), int(of[row])
-            shares[:, row, column] = count / n, *wilson(count, n)
-        columns |= {what: shares[0], f"{what}_low": shares[1], f"{what}_high": shares[2]}
-    return Patching(selection.neurons, tuple(epsilons), fooled, right, **columns)
+    shares = np.full((2, 3, len(epsilons), len(selection.neurons)), np.nan)
+    layers = np.array([neuron.layer for neuron in selection.neurons])
+    for name, observed in patched.items():
+        for row in np.flatnonzero(attacked):
+            columns = zip(np.flatnonzero(layers == name), range(observed.rescued.shape[-1]), strict=True)
+            for place, column in columns:
+                for one, what, of in ((0, "rescued", fooled), (1, "broken", right)):
+                    heaviest = getattr(observed, f"{what}_heaviest")[row, :, column].max()
+                    found = getattr(observed, what)[row, :, column]
+                    shares[one, :, row, place] = _share(found[found > 0], int(of[row]), heaviest)
+    (rescue, rescue_low, rescue_high), (inject, inject_low, inject_high) = shares
+    return Patching(
+        neurons=selection.neurons,
+        epsilons=tuple(epsilons),
+        fooled=fooled,
+        right=right,
+        rescue=rescue,
+        rescue_low=rescue_low,
+        rescue_high=rescue_high,
+        inject=inject,
+        inject_low=inject_low,
+        inject_high=inject_high,
+    )
+
+
+def _share(met: Array, n: int, heaviest: float) -> tuple[float, float, float]:
+    """A share of n images and its interval, from the weights of those that were met."""
+    if not n:
+        return np.nan, np.nan, np.nan
+    if heaviest == 1:
+        return len(met) / n, *wilson(len(met), n)
+    met = met.astype(np.float64)
+    _, low, high = sampled_difference(met, met[:0], n, heaviest)
+    return float(met.sum() / n), max(low, 0.0), high
 
 
 def patching(
@@ -91,6 +110,7 @@ def patching(
     site: str = "conv",
     epsilons: Sequence[str | float | Fraction],
     sweep: str = "auto",
+    standard_error: float = STANDARD_ERROR,
     batch_size: int = 256,
     seed: int = 0,
 ) -> Patching:
@@ -99,13 +119,22 @@ def patching(
     selection = select(classifier, data, layer=layer, neurons=neurons, site=site, seed=seed)
     way = choose_way(classifier, selection.sites, selection.images, sweep).way
     predictions = observe_predictions(classifier, data, grid, batch_size=batch_size)
-    parts: dict[str, list[Patched]] = {one.name: [] for one in selection.layers if one.calls == 1}
+    places = [place for place, one in enumerate(selection.neurons) if selection.layer(one.layer).calls == 1]
+    chosen = selection.of_neurons(places)
+
+    def opened(start: int, stop: int, designs: Mapping[str, Design] | None) -> Iterator[tuple[Sweep, int]]:
+        span = {"batch_size": batch_size, "start": start, "stop": stop}
+        return open_sweeps(way, classifier, data, chosen.sites, grid, designs=designs, seed=seed, **span)
+
     with evaluating(classifier):
-        opened = open_sweeps(way, classifier, data, selection.sites, grid, batch_size=batch_size)
-        for batch, count in opened:
-            for one in selection.layers:
-                if one.name in parts:
-                    found = batch.patch(one.site(site), selection.channels(one))
-                    parts[one.name].append(found.first_images(count))
-    patched = {name: Patched.join_images(found) for name, found in parts.items()}
+        patched = observe_in_stages(
+            chosen,
+            opened,
+            lambda sweep, one: sweep.patch(one.site(site), chosen.channels(one)),
+            {one.name: [0.0] * one.channels for one in chosen.layers},
+            grid,
+            images=len(data),
+            pilot=pilot_stop(len(data), batch_size) if sweep == "sampled" else len(data),
+            standard_error=standard_error,
+        )
     return summarise_patching(selection, predictions, patched, grid)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Any
 
@@ -37,6 +37,20 @@ class Selection:
     def sites(self) -> list[Site]:
         """The site of each layer."""
         return [layer.site(self.site) for layer in self.layers]
+
+    def of_neurons(self, places: Sequence[int] | npt.NDArray[np.int64]) -> Selection:
+        """The neurons at these places alone, and their layers."""
+        chosen = tuple(self.neurons[place] for place in places)
+        named = {neuron.layer for neuron in chosen}
+        return replace(self, layers=tuple(one for one in self.layers if one.name in named), neurons=chosen)
+
+    def layer(self, name: str) -> Layer:
+        """The layer of this name."""
+        return next(layer for layer in self.layers if layer.name == name)
+
+    def places(self, layer: Layer) -> npt.NDArray[np.int64]:
+        """Where the neurons of a layer are among all of them."""
+        return np.flatnonzero([neuron.layer == layer.name for neuron in self.neurons])
 
     def channels(self, layer: Layer) -> list[int]:
         """The chosen channels of a layer, ascending."""
@@ -74,8 +88,7 @@ def select(
     for one in layers:
         one.site(site)
     chosen = select_neurons(layers, neurons if isinstance(neurons, str) else ",".join(neurons), seed)
-    named = {neuron.layer for neuron in chosen}
-    return Selection(tuple(one for one in layers if one.name in named), chosen, site, batch.images, checks)
+    return Selection(layers, chosen, site, batch.images, checks).of_neurons(range(len(chosen)))
 
 
 def neuron_table(

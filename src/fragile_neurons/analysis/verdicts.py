@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from fragile_neurons.analysis.predictions import Predictions
 from fragile_neurons.errors import InputError, check_choice
-from fragile_neurons.stats import benjamini_hochberg, mcnemar, tango
+from fragile_neurons.stats import benjamini_hochberg, mcnemar, sampled_difference, tango
 from fragile_neurons.sweeps.observed import Dropped
 
 RULES = ("tested", "below-mean")
@@ -53,6 +53,8 @@ class Drops:
     drop: accuracy lost, a fraction; low, high: its 95 % interval (Tango). lost, gained: images.
     q: empty (nan) for null neurons. small: significant, yet surely within the tolerance.
     needed: about how many images would decide an undecided neuron, nan for the others.
+    sampling_se: of the drop, from the pairs that were not asked; nan where all were. Where not, the interval
+    is that of stats.sampled_difference, and lost and gained are estimates, rounded.
     """
 
     drop: Array
@@ -64,6 +66,7 @@ class Drops:
     verdict: Array
     small: Array
     needed: Array
+    sampling_se: Array
 
     def columns(self) -> dict[str, Array]:
         """By the names of neurons.csv, less the prefix of the condition."""
@@ -73,16 +76,20 @@ class Drops:
     def empty(cls, neurons: int) -> Drops:
         """What there is to say of a condition that was not measured."""
         nothing = np.full(neurons, np.nan)
-        names = ("drop", "low", "high", "lost", "gained", "q", "verdict", "small", "needed")
         return cls(
-            **{name: np.full(neurons, None) if name in ("verdict", "small") else nothing for name in names}
+            **{
+                field.name: np.full(neurons, None) if field.name in ("verdict", "small") else nothing
+                for field in fields(cls)
+            }
         )
 
 
 def judge_clean(right: Array, dropped: Dropped, predictions: Predictions, layers: Array, rule: Rule) -> Drops:
     """Verdicts on clean images."""
     null = _unmoved(dropped.clean_move, predictions)
-    return _judge(right, dropped.clean_right, null, np.zeros(len(null), dtype=bool), layers, rule)
+    heaviest = dropped.clean_heaviest.max(axis=0)
+    withheld = np.zeros(len(null), dtype=bool)
+    return _judge(right, dropped.clean_right, heaviest, null, withheld, layers, rule)
 
 
 def judge_adversarial(
@@ -102,7 +109,8 @@ def judge_adversarial(
     blinded = (
         abs(dropped.zero_gradient.mean(axis=0) - predictions.zero_gradient.mean()) > ZERO_GRADIENT_CHANGE
     )
-    drops = _judge(right, without, null, blinded | few, layers, rule)
+    heaviest = (dropped.adv_heaviest if mode == "adaptive" else dropped.transfer_heaviest)[row].max(axis=0)
+    drops = _judge(right, without, heaviest, null, blinded | few, layers, rule)
     if mode == "adaptive":
         return drops
     none = Drops.empty(len(null))
@@ -117,20 +125,22 @@ def _unmoved(moves: Array, predictions: Predictions) -> npt.NDArray[np.bool_]:
     return unmoved
 
 
-def _judge(right: Array, without: Array, null: Array, withheld: Array, layers: Array, rule: Rule) -> Drops:
+def _judge(
+    right: Array, without: Array, heaviest: Array, null: Array, withheld: Array, layers: Array, rule: Rule
+) -> Drops:
     n = len(right)
-    lost, gained = (right & ~without).sum(axis=0), (~right & without).sum(axis=0)
+    change = right.astype(np.float32) - without
+    lost, gained = (np.maximum(side, 0).sum(axis=0, dtype=np.float64) for side in (change, -change))
     drop = (lost - gained) / n
-    pairs = list(zip(lost.tolist(), gained.tolist(), strict=True))
-    low, high = np.array([tango(*pair, n) for pair in pairs]).T
-    p = np.array([mcnemar(*pair) for pair in pairs])
+    found = np.array([_test(change[:, neuron], heaviest[neuron]) for neuron in range(len(drop))])
+    p, low, high, sampling_se = found.T
     q = np.full(len(drop), np.nan)
     below_mean = np.zeros(len(drop), dtype=bool)
     for layer in np.unique(layers):
         tested = (layers == layer) & ~null
         if tested.any():
             q[tested] = benjamini_hochberg(p[tested])
-        net = (lost - gained)[layers == layer]  # whole numbers, so that ties stay ties
+        net = (lost - gained)[layers == layer]  # whole numbers unless estimated, so that ties stay ties
         below_mean[layers == layer] = net * len(net) > net.sum()
     significant = q <= SIGNIFICANT
     inside = (low > -rule.tolerance) & (high < rule.tolerance)
@@ -145,7 +155,17 @@ def _judge(right: Array, without: Array, null: Array, withheld: Array, layers: A
     needed = np.where(
         (verdict == "undecided") & ~withheld, _images_to_decide(drop, low, high, n, rule.tolerance), np.nan
     )
-    return Drops(drop, low, high, lost, gained, q, verdict, small, needed)
+    return Drops(drop, low, high, np.rint(lost), np.rint(gained), q, verdict, small, needed, sampling_se)
+
+
+def _test(change: Array, heaviest: float) -> tuple[float, float, float, float]:
+    """p, the interval and the sampling error of a mean change, from right minus right without the neuron."""
+    n = len(change)
+    lost, gained = change[change > 0].astype(np.float64), -change[change < 0].astype(np.float64)
+    if heaviest == 1:
+        return mcnemar(len(lost), len(gained)), *tango(len(lost), len(gained), n), np.nan
+    weights = np.concatenate([lost, gained])
+    return *sampled_difference(lost, gained, n, heaviest), float(np.sqrt((weights * (weights - 1)).sum()) / n)
 
 
 def _images_to_decide(drop: Array, low: Array, high: Array, n: int, tolerance: float) -> Array:

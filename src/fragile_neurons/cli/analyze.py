@@ -33,8 +33,16 @@ def analyze(
     epsilons: options.Epsilons = None,
     mode: Annotated[str, typer.Option(help="adaptive (attack each network anew) or transfer.")] = "adaptive",
     sweep: Annotated[
-        str, typer.Option(help="auto, exact (fast) or reference (any network, slow): the same numbers.")
+        str,
+        typer.Option(
+            help="auto, exact (fast) or reference (any network, slow): the same numbers; sampled: estimates, "
+            "faster for many neurons and images."
+        ),
     ] = "auto",
+    standard_error: Annotated[
+        str,
+        typer.Option(help="What a sampled sweep may err by for asking few images; less is slower."),
+    ] = "0.1pp",
     verdict_rule: Annotated[str, typer.Option(help="tested or below-mean.")] = "tested",
     tolerance: Annotated[str, typer.Option(help="A drop surely within it is robust.")] = "1pp",
     device: options.Device = "auto",
@@ -58,6 +66,8 @@ def analyze(
 
       fragile-neurons analyze --layer conv2 --site act --neurons 16 --limit 500
 
+      fragile-neurons analyze --model cifar10-resnet20 --data cifar10 --layer all --sweep sampled
+
       fragile-neurons analyze --spec runs/x/spec.toml --output runs/again
     """
     if spec is not None:
@@ -74,6 +84,7 @@ def analyze(
             replace=replace,
             mode=mode,
             sweep=sweep,
+            standard_error=options.parse_points(standard_error),
             verdict_rule=verdict_rule,
             tolerance=options.parse_points(tolerance),
         )

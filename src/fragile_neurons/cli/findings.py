@@ -68,7 +68,7 @@ def _show_analysis(run: Run) -> None:
         for check in found["checks"]
         if check["status"] in evaluation.FLAGGED
     ]
-    if found["spec"]["sweep"] == "auto" and found["spec"]["found"]["sweep"] == "reference":
+    if found["spec"]["found"]["sweep"] != "exact":
         lines.append(sentences.sweep(found))
     images = f"{data['n']:,} {data['split']} images of {data['name']}"
     title = Text(f"{found['model']['name']} on {images}, site {found['site']}")
@@ -78,6 +78,7 @@ def _show_analysis(run: Run) -> None:
     if epsilon:
         _show(run, f"Most targeted neurons, {strongest}", TARGETED, "share", epsilon)
         console.print(Text(f"{sentences.patching(found)}\n"), soft_wrap=False)
+        console.print(Text(f"{sentences.cumulative(found)}\n"), soft_wrap=False)
         console.print(Text("Does the attack strike the fragile neurons?", style="bold"))
         console.print(Text(sentences.HEADLINES_EXPLAINED, style="dim"), soft_wrap=False)
         for pair in found["correlation"]:

@@ -6,6 +6,7 @@ same number of rows: the last one is filled up with the first images again.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -29,6 +30,11 @@ class Batch:
     labels: torch.Tensor
     positions: npt.NDArray[np.int64]
     count: int
+
+
+def whole_batches(images: int, at_least: int, batch_size: int) -> int:
+    """The smallest number of images in whole batches that is at least so many, or all of them."""
+    return min(images, math.ceil(at_least / batch_size) * batch_size)
 
 
 def batches(

@@ -41,7 +41,17 @@ def percent(share: float | None) -> str:
 def sweep(found: dict[str, Any]) -> str:
     """Which way the sweep took, and why."""
     taken = found["spec"]["found"]
-    return f"Sweep: {taken['sweep']} ({taken['sweep_reason']})."
+    said = f"Sweep: {taken['sweep']} ({taken['sweep_reason']})."
+    errors = [
+        row["largest_sampling_se"] for row in found["dropout"] if row["largest_sampling_se"] is not None
+    ]
+    if errors:
+        asked, largest = 100 * found["spec"]["standard_error"], 100 * max(filter(None, errors), default=0)
+        said += (
+            " Drops, lost and gained are estimates from a sample of images for each neuron, with standard "
+            f"errors of at most {largest:.2f} pp (asked for: {asked:g} pp)."
+        )
+    return said
 
 
 def patching(found: dict[str, Any]) -> str:
@@ -63,6 +73,30 @@ def patching(found: dict[str, Any]) -> str:
     if not said:
         return f"{explained} No image is fooled, or no layer is called only once."
     return f"{explained} FGSM {rows[0]['epsilon']}: {'; '.join(said[:MOST_LAYERS])}."
+
+
+def cumulative(found: dict[str, Any]) -> str:
+    """What half of a layer's neurons are worth together, by order, clean."""
+    rows = [row for row in found["cumulative"] if row["epsilon"] is None]
+    last = {row["layer"]: row for row in rows}  # the largest step of each layer
+    said = []
+    for row in list(last.values())[:MOST_LAYERS]:
+        by_order = [
+            f"{accuracy(row[order])} in order of {order}"
+            for order in ("fragility", "targeting")
+            if order in row
+        ]
+        chance = row["random"]
+        spread = f"[{percent(chance['lowest'])} to {percent(chance['highest'])} in {chance['draws']} draws]"
+        said.append(
+            f"{row['layer']} without {row['step']} neurons: {', '.join(by_order)}, "
+            f"{percent(chance['value'])} at random {spread}"
+        )
+    n = next(iter(last.values()))["fragility"]["n"]
+    return (
+        f"Dropped one after another, {n:,} clean images, each tried with the order of the other half of the "
+        f"images: {'; '.join(said)}."
+    )
 
 
 def headline(pair: dict[str, Any]) -> str:

@@ -77,6 +77,7 @@ def _analysis(run: Run) -> list[str]:
             f"## Most targeted neurons ({strongest})",
             table(TARGETED, [_cells(row, TARGETED) for row in top_neurons(run, "share", epsilon)]),
             escape(sentences.patching(found)),
+            escape(sentences.cumulative(found)),
             "## Does the attack strike the fragile neurons?",
             escape(sentences.HEADLINES_EXPLAINED),
             *(f"- {escape(sentences.headline(pair))}" for pair in found["correlation"] if pair["headline"]),

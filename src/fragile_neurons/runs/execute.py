@@ -7,16 +7,25 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import cached_property
+from typing import Literal
 
 import torch
 
+from fragile_neurons.analysis.cumulative import (
+    chains,
+    chains_from_arrays,
+    chains_to_arrays,
+    observe_chains,
+)
 from fragile_neurons.analysis.disturbance import observe_disturbances
 from fragile_neurons.analysis.dropout import open_sweeps, replacements
 from fragile_neurons.analysis.predictions import observe_predictions
 from fragile_neurons.analysis.robustness import observe_attack, observe_smallest
 from fragile_neurons.analysis.selection import Selection, probed, select
+from fragile_neurons.analysis.staging import learn_design, top_neurons
 from fragile_neurons.attacks.catalogue import attack_sha256, find_attack, missing_extra
 from fragile_neurons.classifier import Classifier, evaluating
+from fragile_neurons.data.batches import batches
 from fragile_neurons.data.catalogue import load_data
 from fragile_neurons.data.images import ImageData
 from fragile_neurons.errors import InputError
@@ -30,12 +39,16 @@ from fragile_neurons.evidence import (
 )
 from fragile_neurons.models.loading import load_model
 from fragile_neurons.norms import parse_epsilons
+from fragile_neurons.runs.joining import join_disturbances, join_drops, join_patches, join_predictions
 from fragile_neurons.runs.plan import Unit
 from fragile_neurons.runs.spec import AnalyzeSpec, EvaluateSpec, Found, FoundLayer, Spec
 from fragile_neurons.sweeps.choice import choose_way
-from fragile_neurons.sweeps.observed import Observed
+from fragile_neurons.sweeps.observed import Dropped, Patched
+from fragile_neurons.sweeps.sampling import Design
 from fragile_neurons.sweeps.sweep import Sweep
 from fragile_neurons.sweeps.way import Way
+
+Stage = Literal["whole", "design", "sample", "refined"]
 
 
 @dataclass(frozen=True)
@@ -47,7 +60,8 @@ class Subject:
     data: ImageData
     selection: Selection
     way: Way | None = None
-    _swept: dict[tuple[int, int], list[tuple[Sweep, int]]] = field(default_factory=dict, compare=False)
+    designs: dict[str, Design] = field(default_factory=dict, compare=False)
+    _swept: dict[tuple[int, int, Stage], list[tuple[Sweep, int]]] = field(default_factory=dict, compare=False)
 
     @cached_property
     def replacements(self) -> dict[str, list[float]]:
@@ -66,12 +80,15 @@ class Subject:
             for layer in self.selection.layers
         }
 
-    def sweeps(self, start: int, stop: int) -> list[tuple[Sweep, int]]:
-        """The batches of images start to stop; kept, since the next unit most likely asks for the same."""
-        if (start, stop) not in self._swept:
+    def sweeps(self, start: int, stop: int, stage: Stage = "whole") -> list[tuple[Sweep, int]]:
+        """The batches of images start to stop; kept, since the next unit most likely asks for the same.
+
+        stage "sample": asked by the designs, which may be filled in later, before the layer is asked for.
+        """
+        if (start, stop, stage) not in self._swept:
             assert self.way is not None
             self._swept.clear()
-            self._swept[start, stop] = list(
+            self._swept[start, stop, stage] = list(
                 open_sweeps(
                     self.way,
                     self.classifier,
@@ -81,9 +98,11 @@ class Subject:
                     batch_size=self.spec.batch_size,
                     start=start,
                     stop=stop,
+                    designs=self.designs if stage == "sample" else None,
+                    seed=self.spec.seed,
                 )
             )
-        return self._swept[start, stop]
+        return self._swept[start, stop, stage]
 
 
 def open_spec(spec: Spec) -> Subject:
@@ -135,7 +154,7 @@ def open_subject(spec: Spec, classifier: Classifier, data: ImageData) -> Subject
             for layer in selection.layers
         ),
         attacks_sha256=_attacks_sha256(spec),
-        sweep=choice.way.name if choice else None,
+        sweep=choice.name if choice else None,
         sweep_reason=choice.reason if choice else None,
     )
     for name, value in found if spec.found is not None else ():
@@ -175,8 +194,8 @@ def _unavailable(attacks: Sequence[str]) -> tuple[str, ...]:
     return missing
 
 
-def execute_unit(subject: Subject, unit: Unit) -> Arrays:
-    """The arrays of one unit, by name."""
+def execute_unit(subject: Subject, unit: Unit, given: Sequence[tuple[Unit, Arrays]] = ()) -> Arrays:
+    """The arrays of one unit, by name; given: the results of the units that it needs."""
     spec, epsilons = subject.spec, parse_epsilons(subject.spec.epsilons)
     span = {"batch_size": spec.batch_size, "start": unit.start, "stop": unit.stop}
     with threads(spec.threads):
@@ -205,19 +224,101 @@ def execute_unit(subject: Subject, unit: Unit) -> Arrays:
                 for name, array in vars(one).items()
             }
         with evaluating(subject.classifier):
-            return _execute_sweep(subject, unit, adaptive=spec.mode == "adaptive")
+            if unit.kind == "design":
+                return _execute_design(subject, unit, given)
+            if unit.kind == "top":
+                return {"places": top_neurons(join_predictions(given), join_drops(given))}
+            if unit.kind == "refined":
+                return _execute_refined(subject, unit, given)
+            if unit.kind == "orders":
+                return _execute_orders(subject, unit, given)
+            if unit.kind == "curves":
+                return _execute_curves(subject, unit, given)
+            return _execute_sweep(subject, unit, given)
 
 
-def _execute_sweep(subject: Subject, unit: Unit, *, adaptive: bool) -> Arrays:
-    site = next(site for site in subject.selection.sites if site.layer == unit.layer)
-    values = subject.replacements[unit.layer]
-    parts: list[Observed] = []
-    for batch, count in subject.sweeps(unit.start, unit.stop):
-        if unit.kind == "patches":
-            parts.append(batch.patch(site, unit.channels).first_images(count))
-        else:
-            parts.append(batch.drop(site, unit.channels, values, adaptive=adaptive).first_images(count))
-    return vars(type(parts[0]).join_images(parts))
+def _execute_sweep(subject: Subject, unit: Unit, given: Sequence[tuple[Unit, Arrays]]) -> Arrays:
+    """Drops or patches; by the design of the layer, if one is given."""
+    spec = subject.spec
+    assert isinstance(spec, AnalyzeSpec)
+    for design, arrays in given:
+        subject.designs.setdefault(design.layer, Design.from_arrays(arrays))
+    sweeps = subject.sweeps(unit.start, unit.stop, "sample" if given else "whole")
+    if unit.kind == "drops":
+        return vars(_drop(subject, sweeps, unit.layer, unit.channels))
+    site = subject.selection.layer(unit.layer).site(spec.site)
+    parts = [batch.patch(site, unit.channels).first_images(count) for batch, count in sweeps]
+    return vars(Patched.join_images(parts))
+
+
+def _drop(
+    subject: Subject, sweeps: Sequence[tuple[Sweep, int]], layer: str, channels: Sequence[int]
+) -> Dropped:
+    assert isinstance(subject.spec, AnalyzeSpec)
+    site, values = subject.selection.layer(layer).site(subject.spec.site), subject.replacements[layer]
+    adaptive = subject.spec.mode == "adaptive"
+    parts = [
+        batch.drop(site, channels, values, adaptive=adaptive).first_images(count) for batch, count in sweeps
+    ]
+    return Dropped.join_images(parts)
+
+
+def _execute_design(subject: Subject, unit: Unit, given: Sequence[tuple[Unit, Arrays]]) -> Arrays:
+    """What the pilot teaches of a layer."""
+    spec = subject.spec
+    assert isinstance(spec, AnalyzeSpec)
+    layer = subject.selection.layer(unit.layer)
+    design = learn_design(
+        subject.sweeps(unit.start, unit.stop, "design"),
+        layer.site(spec.site),
+        subject.selection.channels(layer),
+        subject.replacements[layer.name],
+        [join_drops(given), *join_patches(given).values()],
+        parse_epsilons(spec.epsilons),
+        images=len(subject.data),
+        standard_error=spec.standard_error,
+    )
+    return design.to_arrays()
+
+
+def _execute_refined(subject: Subject, unit: Unit, given: Sequence[tuple[Unit, Arrays]]) -> Arrays:
+    """Every image asked of the neurons at the places given."""
+    ((_, arrays),) = given
+    top = subject.selection.of_neurons(arrays["places"])
+    sweeps = subject.sweeps(unit.start, unit.stop, "refined")
+    found = [_drop(subject, sweeps, layer.name, top.channels(layer)) for layer in top.layers]
+    return vars(Dropped.join_neurons(found))
+
+
+def _execute_orders(subject: Subject, unit: Unit, given: Sequence[tuple[Unit, Arrays]]) -> Arrays:
+    """The orders in which a layer's neurons are dropped one after another."""
+    layer = subject.selection.layer(unit.layer)
+    tried = chains(
+        layer,
+        subject.selection.channels(layer),
+        join_predictions(given),
+        join_drops(given),
+        join_disturbances(given, unit.layer),
+        seed=subject.spec.seed,
+    )
+    return chains_to_arrays(tried)
+
+
+def _execute_curves(subject: Subject, unit: Unit, given: Sequence[tuple[Unit, Arrays]]) -> Arrays:
+    """What becomes of a batch along those orders."""
+    assert isinstance(subject.spec, AnalyzeSpec)
+    spec, ((_, orders),) = subject.spec, given
+    (batch,) = batches(subject.data, spec.batch_size, subject.classifier.device, unit.start, unit.stop)
+    right = observe_chains(
+        subject.classifier,
+        batch,
+        subject.selection.layer(unit.layer).site(spec.site),
+        chains_from_arrays(orders),
+        subject.replacements[unit.layer],
+        parse_epsilons(spec.epsilons),
+        mode=spec.mode,
+    )
+    return {"right": right}
 
 
 def _execute_evaluation(

@@ -64,6 +64,7 @@ NEURONS = pa.schema(
         ("rescue_high", pa.float64()),
         ("inject_low", pa.float64()),
         ("inject_high", pa.float64()),
+        ("adv_sampling_se", pa.float64()),
     ]
 )  # fmt: skip
 IMAGES = pa.schema(
@@ -79,16 +80,6 @@ IMAGES = pa.schema(
         ("smallest_fooling_epsilon", pa.float64()),
     ]
 )
-CUMULATIVE = pa.schema(
-    [
-        ("layer", pa.string()),
-        ("epsilon", pa.float64()),
-        ("order", pa.string()),
-        ("draw", pa.int64()),
-        ("step", pa.int64()),
-        ("accuracy", pa.float64()),
-    ]
-)
 
 
 def export_analysis(folder: Path, subject: Subject, results: Results) -> list[str]:
@@ -99,7 +90,7 @@ def export_analysis(folder: Path, subject: Subject, results: Results) -> list[st
     tables = {
         "neurons": neurons,
         "targeting": results.targeting.groups_table(),
-        "cumulative": CUMULATIVE.empty_table(),
+        "cumulative": results.cumulative.to_table(),
         "images": images_table(
             subject,
             results.predictions,

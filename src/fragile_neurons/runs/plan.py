@@ -7,11 +7,14 @@ from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Literal
 
+from fragile_neurons.analysis.cumulative import curve_stop
 from fragile_neurons.analysis.selection import Selection
+from fragile_neurons.analysis.staging import pilot_stop
 from fragile_neurons.evidence import ATTACKED_IMAGES, CHECKED_IMAGES
 
 BATCHES_PER_UNIT = 4
 NEURONS_PER_UNIT = 64
+SWEPT = ("drops", "patches")
 
 
 Kind = Literal[
@@ -21,6 +24,11 @@ Kind = Literal[
     "disturbances",
     "drops",
     "patches",
+    "design",
+    "top",
+    "refined",
+    "orders",
+    "curves",
     "attack",
     "smallest",
     "condition",
@@ -41,8 +49,10 @@ class Unit:
     @property
     def id(self) -> str:
         subject = f" {self.attack}" if self.attack else ""
+        if self.layer:
+            subject = f" {self.layer}"
         if self.channels:
-            subject = f" {self.layer}:{self.channels[0]}-{self.channels[-1]}"
+            subject += f":{self.channels[0]}-{self.channels[-1]}"
         return f"{self.kind}{subject} images {self.start}-{self.stop - 1}"
 
     def to_dict(self) -> dict[str, object]:
@@ -55,14 +65,58 @@ def make_plan(
     batch_size: int,
     *,
     patched: bool = True,
+    sampled: bool = False,
     batches_per_unit: int = BATCHES_PER_UNIT,
     neurons_per_unit: int = NEURONS_PER_UNIT,
 ) -> tuple[Unit, ...]:
     """All units of `analyze`. Their size decides what a kill can lose, never a result.
 
-    patched: there is an epsilon above 0, so that maps can be patched.
+    patched: there is an epsilon above 0, so that maps can be patched. sampled: after a pilot the sweep
+    asks a sample of pairs, so that later units need the results of earlier ones: see `needed`.
     """
-    return tuple(_units(selection, images, batch_size, batches_per_unit, neurons_per_unit, patched=patched))
+    edges = [*range(0, images, batch_size * batches_per_unit), images]
+    spans = list(pairwise([*range(0, images, batch_size), images]))
+    edge = pilot_stop(images, batch_size) if sampled else images
+    swept = [(start, stop, patched, neurons_per_unit) for start, stop in spans]
+    pilot = [one for one in swept if one[1] <= edge]
+    units = [
+        *_cheap_checks(images),
+        *(Unit("predictions", *span) for span in pairwise(edges)),
+        *(Unit("disturbances", *span) for span in pairwise(edges)),
+        *(unit for one in pilot for unit in _sweep_units(selection, *one)),
+    ]
+    if edge < images:
+        units += [
+            *(Unit("design", 0, edge, layer.name) for layer in selection.layers),
+            *(unit for one in swept[len(pilot) :] for unit in _sweep_units(selection, *one)),
+            Unit("top", 0, images),
+            *(Unit("refined", *span) for span in spans),
+        ]
+    tried = [(start, stop) for start, stop in spans if stop <= curve_stop(images, batch_size)]
+    units += [Unit("orders", 0, images, layer.name) for layer in selection.layers]
+    units += [Unit("curves", *span, layer.name) for layer in selection.layers for span in tried]
+    return tuple(units)
+
+
+def needed(unit: Unit, plan: Sequence[Unit]) -> list[Unit]:
+    """The units of the plan whose results this one is computed from."""
+    if unit.kind == "design":
+        return [
+            one for one in plan if one.kind in SWEPT and one.layer == unit.layer and one.stop <= unit.stop
+        ]
+    if unit.kind in SWEPT:
+        designs = [one for one in plan if one.kind == "design" and one.layer == unit.layer]
+        return [one for one in designs if one.stop <= unit.start]
+    if unit.kind == "top":
+        return [one for one in plan if one.kind in ("predictions", "drops")]
+    if unit.kind == "refined":
+        return [one for one in plan if one.kind == "top"]
+    if unit.kind == "orders":
+        seen = [one for one in plan if one.kind in ("predictions", "disturbances", "drops")]
+        return [one for one in seen if one.layer in ("", unit.layer)]
+    if unit.kind == "curves":
+        return [one for one in plan if one.kind == "orders" and one.layer == unit.layer]
+    return []
 
 
 def plan_evaluation(
@@ -84,27 +138,14 @@ def _cheap_checks(images: int) -> tuple[Unit, ...]:
     return Unit("inputs", 0, checked), Unit("gradients", 0, checked)
 
 
-def _units(
-    selection: Selection,
-    images: int,
-    batch_size: int,
-    batches_per_unit: int,
-    neurons_per_unit: int,
-    *,
-    patched: bool,
+def _sweep_units(
+    selection: Selection, start: int, stop: int, patched: bool, neurons_per_unit: int
 ) -> Iterator[Unit]:
-    yield from _cheap_checks(images)
-    edges = [*range(0, images, batch_size * batches_per_unit), images]
-    for start, stop in pairwise(edges):
-        yield Unit("predictions", start, stop)
-    for start, stop in pairwise(edges):
-        yield Unit("disturbances", start, stop)
-    # batch by batch, layer by layer: consecutive units share what comes before their neurons
-    for start, stop in pairwise([*range(0, images, batch_size), images]):
-        for layer in selection.layers:
-            channels = selection.channels(layer)
-            for first in range(0, len(channels), neurons_per_unit):
-                some = tuple(channels[first : first + neurons_per_unit])
-                yield Unit("drops", start, stop, layer.name, some)
-                if patched and layer.calls == 1:
-                    yield Unit("patches", start, stop, layer.name, some)
+    """Layer by layer: consecutive units share what comes before their neurons."""
+    for layer in selection.layers:
+        channels = selection.channels(layer)
+        for first in range(0, len(channels), neurons_per_unit):
+            some = tuple(channels[first : first + neurons_per_unit])
+            yield Unit("drops", start, stop, layer.name, some)
+            if patched and layer.calls == 1:
+                yield Unit("patches", start, stop, layer.name, some)

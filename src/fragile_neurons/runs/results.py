@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from fragile_neurons.analysis.correlation import Relation, summarise_relation
-from fragile_neurons.analysis.disturbance import Disturbances
+from fragile_neurons.analysis.cumulative import (
+    Cumulative,
+    Curve,
+    chains_from_arrays,
+    halves,
+    summarise_chains,
+)
 from fragile_neurons.analysis.dropout import Dropout, summarise_dropout
 from fragile_neurons.analysis.patching import Patching, summarise_patching
 from fragile_neurons.analysis.predictions import Predictions
@@ -18,9 +27,11 @@ from fragile_neurons.honesty import check_inputs
 from fragile_neurons.norms import parse_epsilons
 from fragile_neurons.probe import Check
 from fragile_neurons.runs.execute import Subject
+from fragile_neurons.runs.joining import join_disturbances, join_drops, join_patches, join_predictions
 from fragile_neurons.runs.ledger import Ledger
+from fragile_neurons.runs.plan import Unit
 from fragile_neurons.runs.spec import AnalyzeSpec
-from fragile_neurons.sweeps.observed import Dropped, Patched
+from fragile_neurons.sweeps.observed import Dropped
 
 
 @dataclass(frozen=True)
@@ -33,6 +44,7 @@ class Results:
     targeting: Targeting
     patching: Patching
     relation: Relation
+    cumulative: Cumulative
     checks: tuple[Check, ...]
 
 
@@ -40,35 +52,18 @@ def collect_results(subject: Subject, ledger: Ledger) -> Results:
     """Join the units' arrays and summarise them."""
     spec, selection, epsilons = subject.spec, subject.selection, parse_epsilons(subject.spec.epsilons)
     assert isinstance(spec, AnalyzeSpec)
+    results = [(unit, ledger.result(unit)) for unit in ledger.units()]
     stored: dict[str, list[Arrays]] = defaultdict(list)
-    drops: dict[tuple[str, tuple[int, ...]], list[Dropped]] = defaultdict(list)
-    patches: dict[tuple[str, tuple[int, ...]], list[Patched]] = defaultdict(list)
-    for unit in ledger.units():
-        arrays = ledger.result(unit)
-        if unit.kind == "drops":
-            drops[unit.layer, unit.channels].append(Dropped(**arrays))
-        elif unit.kind == "patches":
-            patches[unit.layer, unit.channels].append(Patched(**arrays))
-        else:
-            stored[unit.kind].append(arrays)
-    predictions = Predictions.join([Predictions(**arrays) for arrays in stored["predictions"]])
-    observed = {
-        layer.name: Disturbances.join([_of_layer(arrays, layer.name) for arrays in stored["disturbances"]])
-        for layer in selection.layers
-    }
-    dropped = Dropped.join_neurons([Dropped.join_images(parts) for parts in drops.values()])
+    for unit, arrays in results:
+        stored[unit.kind].append(arrays)
+    predictions = join_predictions(results)
+    observed = {layer.name: join_disturbances(results, layer.name) for layer in selection.layers}
+    dropped = _dropped(results)
     rule = Rule(spec.verdict_rule, spec.tolerance)
     dropout = summarise_dropout(selection, predictions, dropped, epsilons, mode=spec.mode, rule=rule)
     targeting = summarise_targeting(
         subject.classifier, selection, subject.data.classes, predictions, observed, epsilons
     )
-    patched = {
-        layer.name: Patched.join_neurons(
-            [Patched.join_images(parts) for (name, _), parts in patches.items() if name == layer.name]
-        )
-        for layer in selection.layers
-        if any(name == layer.name for name, _ in patches)
-    }
     return Results(
         predictions=predictions,
         robust=RobustAccuracy(
@@ -76,17 +71,34 @@ def collect_results(subject: Subject, ledger: Ledger) -> Results:
         ),
         dropout=dropout,
         targeting=targeting,
-        patching=summarise_patching(selection, predictions, patched, epsilons),
+        patching=summarise_patching(selection, predictions, join_patches(results), epsilons),
         relation=summarise_relation(
             selection, predictions, dropped, observed, dropout, targeting, seed=spec.seed
         ),
+        cumulative=_curves(subject, results),
         checks=selection.checks
         + check_inputs(stored["inputs"][0], stored["gradients"][0], subject.data.classes),
     )
 
 
-def _of_layer(arrays: Arrays, layer: str) -> Disturbances:
-    prefix = f"{layer}/"
-    return Disturbances(
-        **{name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
-    )
+def _dropped(results: Sequence[tuple[Unit, Arrays]]) -> Dropped:
+    """What became of every pair, by the exact answers where a sampled sweep asked for them again."""
+    found = join_drops(results)
+    for _, top in (result for result in results if result[0].kind == "top"):
+        refined = [Dropped(**arrays) for unit, arrays in results if unit.kind == "refined"]
+        found = found.replaced(top["places"], Dropped.join_images(refined))
+    return found
+
+
+def _curves(subject: Subject, results: Sequence[tuple[Unit, Arrays]]) -> Cumulative:
+    """The cumulative curves of every layer."""
+    spec = subject.spec
+    assert isinstance(spec, AnalyzeSpec)
+    half = halves(len(subject.data), spec.seed)
+    curves: list[Curve] = []
+    for layer in subject.selection.layers:
+        here = [(unit, arrays) for unit, arrays in results if unit.layer == layer.name]
+        (orders,) = (arrays for unit, arrays in here if unit.kind == "orders")
+        right = np.concatenate([arrays["right"] for unit, arrays in here if unit.kind == "curves"], axis=-1)
+        curves += summarise_chains(layer, chains_from_arrays(orders), right, half[: right.shape[-1]])
+    return Cumulative(parse_epsilons(spec.epsilons), spec.mode, tuple(curves))

@@ -46,6 +46,11 @@ class Run:
         return self._table("targeting")
 
     @cached_property
+    def cumulative(self) -> pa.Table:
+        """A row per layer, epsilon, order, draw and number of neurons dropped."""
+        return self._table("cumulative")
+
+    @cached_property
     def images(self) -> pa.Table:
         """A row per image and epsilon."""
         return self._table("images")

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from fragile_neurons.errors import InputError, check_choice
 from fragile_neurons.norms import format_epsilon, parse_epsilons
+from fragile_neurons.sweeps.sampling import STANDARD_ERROR
 
 MOST_THREADS = 8  # small networks gain nothing beyond
 
@@ -117,7 +118,8 @@ class AnalyzeSpec(Spec):
     site: Literal["conv", "norm", "act"] = "conv"
     replace: Literal["zero", "mean"] = "zero"
     mode: Literal["adaptive", "transfer"] = "adaptive"
-    sweep: Literal["auto", "reference", "exact"] = "auto"
+    sweep: Literal["auto", "reference", "exact", "sampled"] = "auto"
+    standard_error: float = Field(default=STANDARD_ERROR, gt=0, lt=1)
     verdict_rule: Literal["tested", "below-mean"] = "tested"
     tolerance: float = Field(default=0.01, gt=0, lt=1)
 

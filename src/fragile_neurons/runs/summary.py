@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import platform
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from importlib import metadata
 from typing import Any
@@ -15,6 +15,7 @@ import scipy
 import torch
 
 from fragile_neurons.analysis.correlation import Pair, Relation
+from fragile_neurons.analysis.cumulative import Cumulative, Curve
 from fragile_neurons.analysis.patching import Patching
 from fragile_neurons.analysis.predictions import Predictions
 from fragile_neurons.analysis.robustness import Accuracy, RobustAccuracy
@@ -42,6 +43,7 @@ def analysis_summary(subject: Subject, results: Results) -> dict[str, Any]:
             "dropout": _dropout(subject, results),
             "targeting": _targeting(subject, results.targeting),
             "patching": _patching(subject, results.patching),
+            "cumulative": _cumulative(results.cumulative),
             "correlation": [_pair(pair) for pair in results.relation.pairs],
             "precision": _precision(results.relation),
         },
@@ -177,12 +179,14 @@ def _dropout(subject: Subject, results: Results) -> list[dict[str, Any]]:
         for epsilon, drops, right in conditions:
             here = layers == layer.name
             counts = Counter(drops.verdict[here].tolist())
+            errors = drops.sampling_se[here & np.isfinite(drops.sampling_se)]
             rows.append(
                 {
                     "layer": layer.name,
                     "epsilon": epsilon,
                     "verdicts": {verdict: counts[verdict] for verdict in VERDICTS},
                     "small": int(np.equal(drops.small[here], True).sum()),
+                    "largest_sampling_se": errors.max(initial=0.0) if errors.size else None,
                     "right": int(right.sum()),
                     "wrong": int((~right).sum()),
                 }
@@ -243,6 +247,32 @@ def _patching(subject: Subject, found: Patching) -> list[dict[str, Any]]:
                         "most_rescuing": best,
                     }
                 )
+    return rows
+
+
+def _cumulative(found: Cumulative) -> list[dict[str, Any]]:
+    """Per layer, condition (epsilon None is clean) and step: the accuracy by each order."""
+    rows = []
+    layers: dict[str, list[Curve]] = defaultdict(list)
+    for curve in found.curves:
+        layers[curve.layer].append(curve)
+    for layer, curves in layers.items():
+        for condition, epsilon in enumerate((None, *map(format_epsilon, found.epsilons))):
+            for place, step in enumerate(curves[0].steps):
+                by_order: dict[str, list[float]] = defaultdict(list)
+                row: dict[str, Any] = {"layer": layer, "epsilon": epsilon, "step": step}
+                for curve in curves:
+                    right = curve.right[condition, place]
+                    by_order[curve.order].append(float(right.mean()))
+                    row[curve.order] = _accuracy(Accuracy(int(right.sum()), len(right)))
+                chance = by_order["random"]
+                row["random"] = {
+                    "value": float(np.mean(chance)),
+                    "draws": len(chance),
+                    "lowest": min(chance),
+                    "highest": max(chance),
+                }
+                rows.append(row)
     return rows
 
 

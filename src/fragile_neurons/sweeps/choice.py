@@ -17,27 +17,29 @@ from fragile_neurons.sweeps.pairs import Pairs
 from fragile_neurons.sweeps.reference import Reference
 from fragile_neurons.sweeps.way import Way
 
-SWEEPS = ("auto", "reference", "exact")
+SWEEPS = ("auto", "reference", "exact", "sampled")
 TOLERANCE = 1e-4  # of the largest logit
 CHECKED_IMAGES = 4
 
 
 @dataclass(frozen=True, eq=False)
 class Choice:
-    """A way to sweep, and why this one."""
+    """A way to sweep, what it is called, and why this one."""
 
     way: Way
+    name: str
     reason: str
 
 
 def choose_way(classifier: Classifier, sites: Sequence[Site], images: torch.Tensor, asked: str) -> Choice:
-    """The way that was asked for; `auto`: exact where the network can be had as a graph.
+    """The way that was asked for; `auto`: exact where the network can be had as a graph, as `sampled` is.
 
     Raises InputError where exact was asked for and cannot be had.
     """
     check_choice("sweep", asked, SWEEPS)
+    name = {"auto": "exact"}.get(asked, asked)
     if asked == "reference":
-        return Choice(Reference(classifier), "asked for")
+        return Choice(Reference(classifier), name, "asked for")
     try:
         with evaluating(classifier):
             way = Exact(classifier, images[:CHECKED_IMAGES])
@@ -50,8 +52,10 @@ def choose_way(classifier: Classifier, sites: Sequence[Site], images: torch.Tens
                 allowed="networks that torch.fx can trace",
                 fix="use --sweep auto, which takes the slower reference sweep where it must",
             ) from None
-        return Choice(Reference(classifier), str(problem))
-    return Choice(way, "asked for" if asked == "exact" else "the network can be had as a graph")
+        if asked == "sampled":
+            return Choice(Reference(classifier), name, f"asked for, through the slow reference: {problem}")
+        return Choice(Reference(classifier), "reference", str(problem))
+    return Choice(way, name, "the network can be had as a graph" if asked == "auto" else "asked for")
 
 
 def _check(way: Exact, classifier: Classifier, sites: Sequence[Site], images: torch.Tensor) -> None:

@@ -23,6 +23,12 @@ class Pairs:
         each = torch.tensor(channels, device=images.device)
         return cls(each.repeat_interleave(len(images)), images.repeat(len(channels)))
 
+    @classmethod
+    def where(cls, channels: Sequence[int], asked: torch.Tensor) -> Pairs:
+        """The pairs that are asked: (channels, n) bool."""
+        rows, images = asked.nonzero(as_tuple=True)
+        return cls(torch.tensor(channels, device=asked.device)[rows], images)
+
     def __len__(self) -> int:
         return len(self.channels)
 

@@ -38,7 +38,7 @@ class Reference:
         found = []
         for channel, run in pairs.runs():
             rows = pairs.images[run]
-            with intervening(self.classifier, site, channel, replace):
+            with intervening(self.classifier, site, [channel], replace):
                 anew = measure_baseline(self.classifier, images[rows], labels[rows], epsilons)
             found.append(Attacked(anew.logits, anew.zero_gradient, anew.adversarial_logits))
         return Attacked.join(found)
@@ -56,7 +56,7 @@ class ReferenceWalk:
             for channel, run in pairs.runs():
                 images = pairs.images[run]
                 # the whole batch, whatever is wanted of it: other sizes take other kernels
-                with intervening(self.classifier, site, channel, replace):
+                with intervening(self.classifier, site, [channel], replace):
                     found.append(self.classifier(self.images)[images])
         return torch.cat(found)
 

@@ -2,25 +2,54 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
+from functools import cached_property
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 import torch
 
 from fragile_neurons.classifier import Classifier
 from fragile_neurons.interventions import Replacement, drop, keep, patch
-from fragile_neurons.losses import margins
 from fragile_neurons.neurons import Site
+from fragile_neurons.sweeps.answers import Answer, Before, Weighted, estimate
 from fragile_neurons.sweeps.baseline import measure_baseline
-from fragile_neurons.sweeps.observed import Dropped, Patched
+from fragile_neurons.sweeps.foretold import Foretold
+from fragile_neurons.sweeps.observed import (
+    ADAPTIVE,
+    CLEAN,
+    INJECT,
+    RESCUE,
+    TRANSFER,
+    Dropped,
+    Patched,
+    question_names,
+)
 from fragile_neurons.sweeps.pairs import Pairs
-from fragile_neurons.sweeps.way import Walk, Way
+from fragile_neurons.sweeps.sampling import Foreseen, Sample
+from fragile_neurons.sweeps.way import Attacked, Way
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Question:
+    """A replacement in one pass, 0 clean, 1 on under attack; asked: (n,) bool, of which images."""
+
+    name: str
+    turn: int
+    replace: Replacement
+    asked: torch.Tensor
 
 
 class Sweep:
-    """One batch, attacked once; sites are asked for in order of execution, each as often as you like."""
+    """One batch, attacked once; sites are asked for in order of execution, each as often as you like.
+
+    sample: which pairs of a neuron and an image are asked; None: all of them.
+    """
 
     def __init__(
         self,
@@ -30,11 +59,21 @@ class Sweep:
         images: torch.Tensor,
         labels: torch.Tensor,
         epsilons: Sequence[Fraction],
+        sample: Sample | None = None,
     ) -> None:
-        self._way, self._images, self._labels, self._epsilons = way, images, labels, epsilons
-        self._whole = measure_baseline(classifier, images, labels, epsilons)
-        self._clean = way.walk(images, sites)
-        self._attacked = [way.walk(attacked, sites) for attacked in self._whole.adversarial]
+        self._way, self._classifier, self._sites, self._sample = way, classifier, sites, sample
+        self._images, self._labels, self._epsilons = images, labels, epsilons
+        self._names = question_names(epsilons)
+        self._turns, self._blind = [images], torch.zeros_like(labels, dtype=torch.bool)
+        if epsilons:
+            whole = measure_baseline(classifier, images, labels, epsilons)
+            self._turns, self._blind = [images, *whole.adversarial], whole.zero_gradient
+            logits = [whole.logits, *whole.adversarial_logits]
+        else:
+            with torch.no_grad():
+                logits = [classifier(images)]
+        self._before = [Before(one, labels) for one in logits]
+        self._walks = [way.walk(one, sites) for one in self._turns]
 
     def drop(
         self, site: Site, channels: Sequence[int], values: Sequence[float], *, adaptive: bool
@@ -43,30 +82,26 @@ class Sweep:
 
         `adaptive` attacks each network anew.
         """
-        pairs, replace, count = self._every(channels), drop(values), len(channels)
-        walks = (self._clean, *self._attacked)
-        clean, *transfer = (_by_channel(walk.logits(site, replace, pairs), count) for walk in walks)
-        # compared with the same way's own pass: a dead neuron moves no logit by a rounding
-        before = (walk.logits(site, keep, self._every(channels[:1])) for walk in walks)
-        clean_move, *moves = (
-            (after - whole).abs().amax(-1) for after, whole in zip((clean, *transfer), before, strict=True)
+        (clean, clean_move), *transfer = (
+            self._dropped(question, site, channels) for question in self._drops(values)
         )
-        anew: list[torch.Tensor] = []
-        zero_gradient = torch.zeros(count, len(self._labels), dtype=torch.bool)
+        anew: list[Answer] = []
+        zero_gradient = np.zeros((len(self._labels), len(channels)), dtype=np.bool_)
         if adaptive and self._epsilons:
-            found = self._way.attack(site, replace, pairs, self._images, self._labels, self._epsilons)
-            anew = [_by_channel(logits, count) for logits in found.adversarial_logits]
-            zero_gradient = _by_channel(found.zero_gradient, count)
+            anew, zero_gradient = self._dropped_anew(site, channels, values)
         return Dropped(
-            clean_right=_columns(self._right(clean)),
-            clean_margin=_columns(margins(clean, self._labels)),
-            clean_move=_columns(clean_move),
-            transfer_right=self._stack([self._right(one) for one in transfer], count, torch.bool),
-            transfer_margin=self._stack([margins(one, self._labels) for one in transfer], count),
-            transfer_move=self._stack(moves, count),
-            adv_right=self._stack([self._right(one) for one in anew], count, torch.bool),
-            adv_margin=self._stack([margins(one, self._labels) for one in anew], count),
-            zero_gradient=_columns(zero_gradient),
+            clean_right=clean.right,
+            clean_margin=clean.margin,
+            clean_move=clean_move,
+            clean_heaviest=clean.heaviest,
+            transfer_right=self._stack([one.right for one, _ in transfer], channels, np.bool_),
+            transfer_margin=self._stack([one.margin for one, _ in transfer], channels),
+            transfer_move=self._stack([move for _, move in transfer], channels),
+            transfer_heaviest=self._stack([one.heaviest for one, _ in transfer], channels),
+            adv_right=self._stack([one.right for one in anew], channels, np.bool_),
+            adv_margin=self._stack([one.margin for one in anew], channels),
+            adv_heaviest=self._stack([one.heaviest for one in anew], channels),
+            zero_gradient=zero_gradient,
         )
 
     def patch(self, site: Site, channels: Sequence[int]) -> Patched:
@@ -74,49 +109,121 @@ class Sweep:
 
         Asked only of the images where it can change the answer: the fooled, and those right clean.
         """
-        right = self._right(self._whole.logits)
-        clean = self._clean.maps(site)
-        rescued, broken = [], []
-        for walk, logits in zip(self._attacked, self._whole.adversarial_logits, strict=True):
-            fooled = right & ~self._right(logits)
-            rescued.append(self._answers(walk, site, patch(clean), channels, fooled))
-            still = self._answers(self._clean, site, patch(walk.maps(site)), channels, right)
-            broken.append(right & ~still)
+        answers = [self._answer(question, site, channels)[0] for question in self._patches(site)]
+        rescued, broken = answers[: len(self._epsilons)], answers[len(self._epsilons) :]
         return Patched(
-            rescued=self._stack(rescued, len(channels), torch.bool),
-            broken=self._stack(broken, len(channels), torch.bool),
+            rescued=self._stack([one.flipped for one in rescued], channels, np.bool_),
+            rescued_margin=self._stack([one.margin for one in rescued], channels),
+            rescued_heaviest=self._stack([one.heaviest for one in rescued], channels),
+            broken=self._stack([one.flipped for one in broken], channels, np.bool_),
+            broken_margin=self._stack([one.margin for one in broken], channels),
+            broken_heaviest=self._stack([one.heaviest for one in broken], channels),
         )
 
-    def _answers(
-        self, walk: Walk, site: Site, replace: Replacement, channels: Sequence[int], asked: torch.Tensor
-    ) -> torch.Tensor:
-        """(channels, n): right with the channel replaced, on the images asked; False on the others."""
-        images = asked.nonzero().squeeze(1)
-        answers = torch.zeros(len(channels), len(asked), dtype=torch.bool, device=asked.device)
-        if len(images):
-            logits = walk.logits(site, replace, Pairs.of(channels, images))
-            answers[:, images] = _by_channel(logits, len(channels)).argmax(-1) == self._labels[images]
-        return answers
+    def foresee(
+        self, site: Site, channels: Sequence[int], values: Sequence[float], names: Collection[str]
+    ) -> dict[str, Foreseen]:
+        """What is foretold of these questions, by name; values as of `drop`."""
+        found = self._foresee_all(self._drops(values), site, channels)
+        found |= dict(zip(self._names[ADAPTIVE], list(found.values())[1:], strict=True))
+        if any(name in names for name in self._names[RESCUE]):
+            found |= self._foresee_all(self._patches(site), site, channels)
+        return {name: found[name] for name in names}
 
-    def _every(self, channels: Sequence[int]) -> Pairs:
-        return Pairs.of(channels, torch.arange(len(self._labels), device=self._labels.device))
+    def _drops(self, values: Sequence[float]) -> list[Question]:
+        everywhere = torch.ones_like(self._labels, dtype=torch.bool)
+        return [
+            Question(name, turn, drop(values), everywhere)
+            for turn, name in enumerate((CLEAN, *self._names[TRANSFER]))
+        ]
 
-    def _right(self, logits: torch.Tensor) -> torch.Tensor:
-        return logits.argmax(-1) == self._labels
+    def _patches(self, site: Site) -> list[Question]:
+        """Rescue at each epsilon, then inject."""
+        clean, *attacked = (walk.maps(site) for walk in self._walks)
+        right, *adv_right = (before.right for before in self._before)
+        return [
+            *(
+                Question(name, turn, patch(clean), right & ~still)
+                for turn, (name, still) in enumerate(zip(self._names[RESCUE], adv_right, strict=True), 1)
+            ),
+            *(
+                Question(name, 0, patch(maps), right)
+                for name, maps in zip(self._names[INJECT], attacked, strict=True)
+            ),
+        ]
+
+    def _dropped(self, question: Question, site: Site, channels: Sequence[int]) -> tuple[Answer, Array]:
+        """The answer, and how far it moves a logit, (n, channels); of a sample, infinite if the map moves."""
+        answer, logits = self._answer(question, site, channels)
+        if self._sample is not None:
+            moved = self._foretold[question.turn].moved(site, channels, question.replace)
+            return answer, np.where(moved.T.cpu().numpy(), np.float32(np.inf), np.float32(0))
+        # compared with the same way's own pass: a dead neuron moves no logit by a rounding
+        pairs = Pairs.where(channels[:1], question.asked.unsqueeze(0))
+        kept = self._walks[question.turn].logits(site, keep, pairs)
+        move = (torch.unflatten(logits, 0, (len(channels), -1)) - kept).abs().amax(-1)
+        return answer, move.T.cpu().numpy()
+
+    def _answer(self, question: Question, site: Site, channels: Sequence[int]) -> tuple[Answer, torch.Tensor]:
+        """One question, and the logits (pairs, classes) of the pairs that were asked."""
+        walk, before = self._walks[question.turn], self._before[question.turn]
+        asked, sample = question.asked.expand(len(channels), -1), None
+        if self._sample is not None:
+            foreseen = {question.name: self._foresee(question, site, channels)}
+            sample = self._sample.draw(site.layer, channels, foreseen)[question.name]
+            asked = torch.from_numpy(sample.drawn).to(asked.device)
+        pairs = Pairs.where(channels, asked)
+        logits = walk.logits(site, question.replace, pairs) if len(pairs) else before.logits[:0]
+        return Answer.of_pairs(logits, before, asked, sample), logits
+
+    def _dropped_anew(
+        self, site: Site, channels: Sequence[int], values: Sequence[float]
+    ) -> tuple[list[Answer], Array]:
+        """An answer for each epsilon, on images made anew; (n, channels) whether a pair has no gradient."""
+        asked = torch.ones(len(channels), len(self._labels), dtype=torch.bool, device=self._labels.device)
+        samples: list[Weighted] = []
+        if self._sample is not None:
+            foreseen = self.foresee(site, channels, values, self._names[ADAPTIVE])
+            samples = list(self._sample.draw(site.layer, channels, foreseen).values())
+            asked = torch.from_numpy(samples[0].drawn).to(asked.device)
+        pairs = Pairs.where(channels, asked)
+        if not len(pairs):
+            found = Attacked.none(self._before[0].logits, len(self._epsilons))
+        else:
+            found = self._way.attack(site, drop(values), pairs, self._images, self._labels, self._epsilons)
+        answers = [
+            Answer.of_pairs(logits, before, asked, samples[row] if samples else None)
+            for row, (logits, before) in enumerate(
+                zip(found.adversarial_logits, self._before[1:], strict=True)
+            )
+        ]
+        blind = self._blind[:, None].cpu().numpy()
+        differs = np.zeros((len(self._labels), len(channels)), dtype=np.bool_)
+        rows, columns = pairs.images.cpu().numpy(), asked.nonzero()[:, 0].cpu().numpy()
+        differs[rows, columns] = found.zero_gradient.cpu().numpy() != blind[rows, 0]
+        return answers, estimate(blind, differs, samples[0] if samples else None)
+
+    @cached_property
+    def _foretold(self) -> list[Foretold]:
+        return [Foretold(self._classifier, self._sites, one, self._labels) for one in self._turns]
+
+    def _foresee_all(
+        self, questions: Sequence[Question], site: Site, channels: Sequence[int]
+    ) -> dict[str, Foreseen]:
+        return {question.name: self._foresee(question, site, channels) for question in questions}
+
+    def _foresee(self, question: Question, site: Site, channels: Sequence[int]) -> Foreseen:
+        foretold = self._foretold[question.turn]
+        changes = foretold.changes(site, channels, question.replace)
+        return Foreseen(
+            foretold.margins.double().cpu().numpy(),
+            changes.double().cpu().numpy(),
+            question.asked.cpu().numpy(),
+        )
 
     def _stack(
-        self, by_epsilon: list[torch.Tensor], channels: int, dtype: torch.dtype = torch.float32
-    ) -> npt.NDArray[Any]:
-        """(epsilons, n, channels) of (channels, n) each."""
-        empty = torch.zeros(0, channels, len(self._labels), dtype=dtype)
-        return _columns(torch.stack(by_epsilon) if by_epsilon else empty)
-
-
-def _by_channel(rows: torch.Tensor, channels: int) -> torch.Tensor:
-    """(channels, images, ...) of rows for every image of one channel after another."""
-    return rows.reshape(channels, -1, *rows.shape[1:])
-
-
-def _columns(values: torch.Tensor) -> npt.NDArray[Any]:
-    """(..., n, channels) of (..., channels, n)."""
-    return values.transpose(-1, -2).contiguous().cpu().numpy()
+        self, by_epsilon: Sequence[Array], channels: Sequence[int], dtype: type[np.generic] = np.float32
+    ) -> Array:
+        """(epsilons, n, channels) of (n, channels) each."""
+        empty = np.zeros((0, len(self._labels), len(channels)), dtype)
+        return np.stack(by_epsilon) if by_epsilon else empty

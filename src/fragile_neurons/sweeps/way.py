@@ -27,6 +27,12 @@ class Attacked:
     adversarial_logits: torch.Tensor
 
     @classmethod
+    def none(cls, logits: torch.Tensor, epsilons: int) -> Attacked:
+        """No pairs; logits: any, for the number of classes."""
+        nothing = logits[:0]
+        return cls(nothing, nothing.any(dim=-1), nothing.expand(epsilons, 0, -1))
+
+    @classmethod
     def join(cls, parts: Sequence[Attacked]) -> Attacked:
         """More pairs."""
         return cls(

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from fragile_neurons.errors import FragileNeuronsError, InputError
 from fragile_neurons.runs.execute import Subject, execute_unit
 from fragile_neurons.runs.ledger import Ledger
-from fragile_neurons.runs.plan import Unit
+from fragile_neurons.runs.plan import Unit, needed
 
 
 def run_units(subject: Subject, ledger: Ledger) -> Iterator[Unit]:
@@ -15,9 +15,11 @@ def run_units(subject: Subject, ledger: Ledger) -> Iterator[Unit]:
 
     Raises InputError where one fails, as for want of memory; what is stored stays.
     """
+    plan = ledger.units()
     for unit in ledger.pending():
         try:
-            arrays = execute_unit(subject, unit)
+            given = [(one, ledger.result(one)) for one in needed(unit, plan)]
+            arrays = execute_unit(subject, unit, given)
         except (FragileNeuronsError, OSError):
             raise
         except Exception as error:  # a network of somebody else's raises what it likes

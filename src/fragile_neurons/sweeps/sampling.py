@@ -1,0 +1,187 @@
+"""Asking few pairs of a neuron and an image, drawn where predictions are likely to flip, for all of them.
+
+Source: Horvitz and Thompson 1952, with Poisson sampling; the design is ours.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fragile_neurons.seeds import numpy_generator
+from fragile_neurons.sweeps.answers import Weighted
+
+STANDARD_ERROR = 0.001  # of an accuracy, a fraction
+PILOT_IMAGES = 256  # of which every pair is asked
+FEWEST = 30  # images of the pilot without which there is no telling
+FLOOR = 0.02
+LARGEST_PART = 0.25  # of the variance asked for, that a single flip may make up
+AIM = 0.6  # of the standard error asked for: the pilot is small
+SEARCH_STEPS = 60
+
+Array = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Foreseen:
+    """One question before it is asked: margins (n,), their foretold changes (channels, n) and which
+    images are asked at all, (n,) bool.
+    """
+
+    margins: Array
+    changes: Array
+    asked: npt.NDArray[np.bool_]
+
+    def first_images(self, count: int) -> Foreseen:
+        """The first images alone."""
+        return Foreseen(self.margins[:count], self.changes[:, :count], self.asked[:count])
+
+    @classmethod
+    def join(cls, parts: Sequence[Foreseen]) -> Foreseen:
+        """More images."""
+        return cls(
+            np.concatenate([part.margins for part in parts]),
+            np.concatenate([part.changes for part in parts], axis=1),
+            np.concatenate([part.asked for part in parts]),
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Odds:
+    """How what was foretold of one layer comes true under one question, learnt from a pilot.
+
+    slope, offset, spread: (channels,) the change of a margin is offset + slope * foretold, with errors of
+    this root mean square. errors: (any,) in units of the spread, ascending, of all channels. factor:
+    (channels,) a pair is asked with probability factor * sqrt(probability that the prediction flips), at
+    least floor, (channels,).
+    """
+
+    slope: Array
+    offset: Array
+    spread: Array
+    errors: Array
+    factor: Array
+    floor: Array
+
+    @classmethod
+    def learn(cls, pilot: Foreseen, after: Array, *, images: int, standard_error: float) -> Odds:
+        """From what was foretold of the pilot's images and the margins afterwards, (channels, n).
+
+        images: all that there are; the standard error is that of the mean over those of them that are asked.
+        """
+        here, channels = pilot.asked, len(after)
+        if here.sum() < FEWEST:  # there is no telling: ask every pair
+            zero = np.zeros(channels)
+            return cls(zero, zero, zero, np.zeros(1), np.full(channels, np.inf), zero + 1)
+        pilot, after = Foreseen(pilot.margins[here], pilot.changes[:, here], here[here]), after[:, here]
+        actual, changes = after - pilot.margins, pilot.changes
+        centred = changes - changes.mean(axis=1, keepdims=True)
+        length = (centred**2).sum(axis=1)
+        slope = (centred * actual).sum(axis=1) / np.where(length > 0, length, 1.0)
+        offset = actual.mean(axis=1) - slope * changes.mean(axis=1)
+        error = actual - slope[:, None] * changes - offset[:, None]
+        spread = np.sqrt((error**2).mean(axis=1))
+        errors = np.sort((error[spread > 0] / spread[spread > 0, None]).ravel())
+        # the variance of a count over all images, and what is left for those of the pilot
+        share = len(here) / images
+        variance = (standard_error * here.sum() / share) ** 2
+        floor = np.full(channels, np.clip(1 / (LARGEST_PART * variance), FLOOR, 1.0))
+        odds = cls(slope, offset, spread, errors, floor, floor)
+        return replace(odds, factor=_factors(odds.flips(pilot), floor, AIM**2 * variance * share))
+
+    def expected(self, foreseen: Foreseen) -> Array:
+        """(channels, n) the margins afterwards."""
+        return foreseen.margins + self.offset[:, None] + self.slope[:, None] * foreseen.changes
+
+    def flips(self, foreseen: Foreseen) -> Array:
+        """(channels, n) the probability that a prediction is right before and wrong after, or the reverse."""
+        spread = np.maximum(self.spread, 1e-12)[:, None]
+        below = np.searchsorted(self.errors, -self.expected(foreseen) / spread) + 0.5
+        chance: Array = below / (len(self.errors) + 1)
+        return np.where(foreseen.margins > 0, chance, 1 - chance)
+
+    def probabilities(self, foreseen: Foreseen) -> Array:
+        """(channels, n) with which each pair is asked."""
+        return _probabilities(self.flips(foreseen), self.factor, self.floor)
+
+    def of_channels(self, rows: Sequence[int]) -> Odds:
+        """Some of the channels."""
+        names = ("slope", "offset", "spread", "factor", "floor")
+        of_each = {name: getattr(self, name)[list(rows)] for name in names}
+        return Odds(errors=self.errors, **of_each)
+
+
+def _probabilities(flips: Array, factor: Array, floor: Array) -> Array:
+    return np.clip(factor[:, None] * np.sqrt(flips), floor[:, None], 1.0)
+
+
+def _factors(flips: Array, floor: Array, budget: float) -> Array:
+    """(channels,) the smallest factors that keep the variance of each channel's count within the budget."""
+    low, high = np.full(len(flips), 1e-6), np.full(len(flips), 1e6)
+    for _ in range(SEARCH_STEPS):
+        middle = np.sqrt(low * high)
+        asked = _probabilities(flips, middle, floor)
+        fits = (flips * (1 - asked) / asked).sum(axis=1) <= budget
+        low, high = np.where(fits, low, middle), np.where(fits, middle, high)
+    return high
+
+
+@dataclass(frozen=True, eq=False)
+class Design:
+    """The odds of one layer's channels, by question."""
+
+    channels: tuple[int, ...]
+    odds: Mapping[str, Odds]
+
+    def to_arrays(self) -> dict[str, npt.NDArray[Any]]:
+        """By name, as a ledger stores them."""
+        return {"channels": np.array(self.channels)} | {
+            f"{name}/{field}": array for name, one in self.odds.items() for field, array in vars(one).items()
+        }
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, npt.NDArray[Any]]) -> Design:
+        """What to_arrays made."""
+        found: dict[str, dict[str, Array]] = defaultdict(dict)
+        for key, array in arrays.items():
+            name, _, field = key.rpartition("/")
+            found[name][field] = array
+        channels = found.pop("")["channels"]
+        return cls(tuple(channels.tolist()), {name: Odds(**fields) for name, fields in found.items()})
+
+    def of(self, question: str, channels: Sequence[int]) -> Odds:
+        """Of these channels."""
+        return self.odds[question].of_channels([self.channels.index(channel) for channel in channels])
+
+
+class Sample:
+    """The pairs that are asked of one batch. indices: (n,) of its images; designs: by layer."""
+
+    def __init__(self, designs: Mapping[str, Design], seed: int, indices: npt.NDArray[np.int64]) -> None:
+        self._designs, self._seed, self._indices = designs, seed, indices
+        self._uniform: dict[str, Array] = {}
+
+    def draw(
+        self, layer: str, channels: Sequence[int], foreseen: Mapping[str, Foreseen]
+    ) -> dict[str, Weighted]:
+        """The same pairs for these questions, by question, with the highest probability of all."""
+        odds = {name: self._designs[layer].of(name, channels) for name in foreseen}
+        asked = np.max([odds[name].probabilities(one) for name, one in foreseen.items()], axis=0)
+        drawn = self._uniforms(layer, channels) < asked
+        return {
+            name: Weighted(drawn & one.asked, 1 / asked, odds[name].expected(one))
+            for name, one in foreseen.items()
+        }
+
+    def _uniforms(self, layer: str, channels: Sequence[int]) -> Array:
+        """(channels, n) numbers that belong to the pair, whoever asks and in whatever order."""
+        if layer not in self._uniform:
+            purpose, size = f"sample of {layer}", max(self._designs[layer].channels) + 1
+            drawn = [numpy_generator(self._seed, purpose, int(index)).random(size) for index in self._indices]
+            self._uniform = {layer: np.stack(drawn, axis=1)}
+        return self._uniform[layer][list(channels)]

@@ -1,0 +1,317 @@
+"""Sampled sweeps: what is foretold against closed forms, estimates over many seeds against every answer."""
+
+from __future__ import annotations
+
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from scipy import stats as scipy_stats
+from torch import nn
+
+import fragile_neurons as fn
+from fragile_neurons import workflows
+from fragile_neurons.analysis import staging
+from fragile_neurons.analysis.verdicts import _test
+from fragile_neurons.interventions import drop, patch
+from fragile_neurons.neurons import executed_layers
+from fragile_neurons.runs.engines import local
+from fragile_neurons.runs.execute import execute_unit
+from fragile_neurons.runs.ledger import Ledger
+from fragile_neurons.runs.plan import make_plan
+from fragile_neurons.stats import FEWEST_FLIPS, sampled_difference
+from fragile_neurons.sweeps.answers import Answer, Before
+from fragile_neurons.sweeps.exact import Exact
+from fragile_neurons.sweeps.foretold import Foretold
+from fragile_neurons.sweeps.pairs import Pairs
+from fragile_neurons.sweeps.sampling import Design, Foreseen, Odds, Sample
+
+SEEDS = 500
+IMAGES = 1_000
+NEURONS = 16
+STANDARD_ERROR = 0.006
+LAYER = "layer"
+
+Array = npt.NDArray[Any]
+
+
+# --- what is foretold
+
+
+def linear_network() -> fn.Classifier:
+    """Two convolutions that work in place of nothing and bend nothing, and two classes."""
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Conv2d(1, 5, 3), nn.Conv2d(5, 4, 3), nn.Flatten(), nn.Linear(4 * 16, 2))
+    return fn.Classifier(module).eval()
+
+
+@pytest.mark.parametrize("name", ["0", "1"])
+@pytest.mark.parametrize("what", ["zero", "constant", "patch"])
+def test_of_a_linear_network_every_change_is_foretold_exactly(
+    name: str, what: str, small_data: fn.ImageData
+) -> None:
+    classifier, (images, labels) = linear_network(), small_data[:]
+    labels = labels % 2
+    layer = next(layer for layer in executed_layers(classifier, images) if layer.name == name)
+    site, channels = layer.site("conv"), [0, 2, 3]
+    other = Exact(classifier, images).walk(images.flip(0), [site])
+    replacements = {
+        "zero": drop(0.0),
+        "constant": drop([0.5] * layer.channels),
+        "patch": patch(other.maps(site)),
+    }
+    replace = replacements[what]
+    foretold = Foretold(classifier, [site], images, labels)
+    with torch.no_grad():
+        before = Before(classifier(images), labels).margins
+    everyone = torch.ones(len(channels), len(images), dtype=torch.bool)
+    logits = (
+        Exact(classifier, images).walk(images, [site]).logits(site, replace, Pairs.where(channels, everyone))
+    )
+    after = Before(logits.unflatten(0, everyone.shape), labels).margins  # type: ignore[no-untyped-call]
+    torch.testing.assert_close(foretold.margins, before)
+    torch.testing.assert_close(
+        before + foretold.changes(site, channels, replace), after, atol=1e-5, rtol=1e-4
+    )
+    assert foretold.moved(site, channels, replace).all()
+
+
+def test_a_map_that_is_its_own_replacement_does_not_move(
+    small_classifier: fn.Classifier, small_data: fn.ImageData
+) -> None:
+    images, labels = small_data[:]
+    conv = small_classifier.module.get_submodule("conv1")
+    assert isinstance(conv, nn.Conv2d)
+    assert conv.bias is not None
+    with torch.no_grad():
+        conv.weight[2] = 0
+        conv.bias[2] = 0
+    site = executed_layers(small_classifier, images)[0].site("conv")
+    foretold = Foretold(small_classifier, [site], images, labels)
+    assert foretold.moved(site, [0, 2], drop(0.0)).any(dim=1).tolist() == [True, False]
+    assert not foretold.changes(site, [2], drop(0.0)).any()
+
+
+# --- estimates: a pool of images of which every answer is known
+
+
+class Pool:
+    """Margins before, foretold changes and margins after; predictions of two classes, right above 0."""
+
+    def __init__(self, foretelling: str) -> None:
+        generator = np.random.default_rng(1)
+        self.margins = generator.normal(2.0, 2.5, IMAGES)
+        size = np.geomspace(0.05, 3.0, NEURONS)[:, None]
+        told = generator.normal(-0.3, 1.0, (NEURONS, IMAGES)) * size
+        error = generator.standard_t(4, (NEURONS, IMAGES)) * size * 0.6
+        self.after = self.margins + 0.8 * told + error
+        self.changes = {"true": told, "negated": -told, "constant": np.ones_like(told)}[foretelling]
+        self.drop = ((self.margins > 0).astype(float) - (self.after > 0)).mean(axis=1)
+        self.margin_drop = (self.margins - self.after).mean(axis=1)
+
+    def foreseen(self, rows: Array) -> Foreseen:
+        return Foreseen(self.margins[rows], self.changes[:, rows], np.ones(len(rows), bool))
+
+    def design(self) -> Design:
+        rows = np.arange(256)
+        odds = Odds.learn(
+            self.foreseen(rows), self.after[:, rows], images=IMAGES, standard_error=STANDARD_ERROR
+        )
+        return Design(tuple(range(NEURONS)), {"clean": odds})
+
+    def answer(self, design: Design, seed: int, rows: Array) -> tuple[Answer, int]:
+        """The estimates for these images from one draw; and of how many pairs they are made."""
+        channels = list(range(NEURONS))
+        sample = Sample({LAYER: design}, seed, np.arange(len(rows)))
+        drawn = sample.draw(LAYER, channels, {"clean": self.foreseen(rows)})["clean"]
+        asked = torch.from_numpy(drawn.drawn)
+        channel, image = np.nonzero(drawn.drawn)
+        labels = torch.zeros(len(rows), dtype=torch.int64)
+        logits = torch.from_numpy(_two_logits(self.after[channel, rows[image]]))
+        before = Before(torch.from_numpy(_two_logits(self.margins[rows])), labels)
+        return Answer.of_pairs(logits, before, asked, drawn), int(asked.sum())
+
+
+def _two_logits(margins: Array) -> Array:
+    return np.stack([margins, np.zeros_like(margins)], axis=-1).astype(np.float32)
+
+
+WORSE = [pytest.param(name, marks=pytest.mark.slow) for name in ("negated", "constant")]
+
+
+@pytest.fixture(scope="module", params=["true", *WORSE])
+def pool(request: pytest.FixtureRequest) -> Pool:
+    return Pool(request.param)
+
+
+def test_estimates_are_unbiased_whatever_is_foretold(pool: Pool) -> None:
+    """Over 500 draws on the same images, drops and margin drops; and their sampling errors are as said."""
+    design, rows = pool.design(), np.arange(IMAGES)
+    right = (pool.margins > 0)[:, None]
+    drops, margin_drops, errors = [], [], []
+    for seed in range(SEEDS):
+        answer, _ = pool.answer(design, seed, rows)
+        change = right.astype(np.float32) - answer.right
+        drops.append(change.mean(axis=0, dtype=np.float64))
+        margin_drops.append((pool.margins[:, None] - answer.margin).mean(axis=0))
+        errors.append([_test(change[:, neuron], 50.0)[3] for neuron in range(NEURONS)])
+    for found, truth in ((drops, pool.drop), (margin_drops, pool.margin_drop)):
+        z = (np.mean(found, axis=0) - truth) / (np.std(found, axis=0) / np.sqrt(SEEDS) + 1e-9)
+        assert np.abs(z).max() < 4
+        assert abs(z.mean()) < 4 / np.sqrt(NEURONS)
+    said = np.sqrt((np.array(errors) ** 2).mean(axis=0))
+    np.testing.assert_allclose(said, np.std(drops, axis=0), rtol=0.2, atol=2e-5)
+
+
+def test_the_sampling_error_is_what_was_asked_for_and_few_pairs_are_asked() -> None:
+    pool = Pool("true")
+    design, rows = pool.design(), np.arange(IMAGES)
+    drops, asked = [], 0
+    for seed in range(200):
+        answer, pairs = pool.answer(design, seed, rows)
+        drops.append(answer.right.mean(axis=0, dtype=np.float64))
+        asked += pairs
+    assert np.std(drops, axis=0).max() < 1.2 * STANDARD_ERROR
+    assert np.mean(np.std(drops, axis=0) < STANDARD_ERROR) > 0.9
+    share = asked / 200 / pool.after.size
+    assert share < 0.45
+    flips = ((pool.margins > 0) != (pool.after > 0)).mean(axis=1)
+    blind = np.sqrt(flips * (1 / share - 1) / IMAGES)  # what as many pairs would err by, drawn as they come
+    assert blind.max() > 2 * STANDARD_ERROR
+
+
+@pytest.mark.slow
+def test_intervals_cover_the_drop_on_new_images(pool: Pool) -> None:
+    """500 new sets of images from the pool, each sampled anew: 95 % intervals against the pool's drops."""
+    design, generator = pool.design(), np.random.default_rng(2)
+    many: list[bool] = []
+    few: list[bool] = []
+    for seed in range(SEEDS):
+        rows = generator.integers(0, IMAGES, IMAGES)
+        answer, _ = pool.answer(design, seed, rows)
+        change = (pool.margins[rows] > 0)[:, None].astype(np.float32) - answer.right
+        for neuron in range(NEURONS):
+            _, low, high, _ = _test(change[:, neuron], float(answer.heaviest[0, neuron]))
+            met = np.count_nonzero(change[:, neuron])
+            (many if met >= FEWEST_FLIPS else few).append(low <= pool.drop[neuron] <= high)
+    assert 0.93 <= np.mean(many) <= 0.97
+    assert not few or np.mean(few) >= 0.93
+    assert len(many) > 16 * SEEDS / 2
+
+
+# --- a network, in stages
+
+
+@pytest.fixture
+def many() -> fn.ImageData:
+    """320 blobs in noise, as the small data."""
+    generator = np.random.default_rng(3)
+    labels = np.arange(320) % 3
+    images = generator.integers(0, 150, (320, 1, 8, 8), dtype=np.uint8)
+    for image, label in zip(images, labels, strict=True):
+        image[0, 2 * label : 2 * label + 3, 1:7] += 90
+    return fn.ImageData(images, labels.astype(np.int64), ("one", "two", "three"), name="many blobs")
+
+
+@pytest.fixture
+def small_pilot(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pilot of 64 images."""
+    monkeypatch.setattr(staging, "PILOT_IMAGES", 64)
+
+
+OPTIONS: dict[str, Any] = {"layer": "all", "epsilons": ["0.1"], "batch_size": 64}
+
+
+@pytest.mark.usefixtures("small_pilot")
+def test_sampled_drops_are_the_exact_ones_give_or_take_their_errors(
+    small_classifier: fn.Classifier, many: fn.ImageData
+) -> None:
+    """Clean, transferred and made anew; over 8 draws of the sample."""
+    exact = fn.dropout(small_classifier, many, sweep="exact", **OPTIONS)
+    draws = [
+        fn.dropout(small_classifier, many, sweep="sampled", standard_error=0.02, seed=seed, **OPTIONS)
+        for seed in range(8)
+    ]
+    sampled = np.isfinite([draw.clean.sampling_se for draw in draws]).any(axis=0)
+    assert sampled.sum() >= 5
+    for truth, found, tolerance in (
+        (exact.clean.drop, [draw.clean.drop for draw in draws], 0.02),
+        (exact.adv[0].drop, [draw.adv[0].drop for draw in draws], 0.02),
+        (exact.transfer_drop[0], [draw.transfer_drop[0] for draw in draws], 0.02),
+        (exact.margin_drop, [draw.margin_drop for draw in draws], 0.1),
+    ):
+        np.testing.assert_allclose(np.mean(found, axis=0), truth, atol=tolerance)
+    assert any((draw.clean.drop != exact.clean.drop).any() for draw in draws)
+    top = np.argsort(-np.abs(exact.clean.drop))[:2]
+    for draw in draws:
+        np.testing.assert_array_equal(draw.clean.drop[top], exact.clean.drop[top])
+
+
+@pytest.mark.usefixtures("small_pilot")
+def test_sampled_patching_is_the_exact_one_give_or_take_its_error(
+    small_classifier: fn.Classifier, many: fn.ImageData
+) -> None:
+    exact = fn.patching(small_classifier, many, sweep="exact", **OPTIONS)
+    draws = [
+        fn.patching(small_classifier, many, sweep="sampled", standard_error=0.02, seed=seed, **OPTIONS)
+        for seed in range(8)
+    ]
+    for name in ("rescue", "inject"):
+        truth, found = getattr(exact, name), np.array([getattr(draw, name) for draw in draws])
+        np.testing.assert_allclose(found.mean(axis=0), truth, atol=0.03)
+        low, high = getattr(draws[0], f"{name}_low"), getattr(draws[0], f"{name}_high")
+        assert ((low <= truth) & (truth <= high)).mean() > 0.9
+    assert (np.array([draw.inject for draw in draws]) != exact.inject).any()
+
+
+@pytest.mark.usefixtures("small_pilot")
+def test_a_sampled_run_is_the_same_whatever_its_units_and_kills(
+    small_classifier: fn.Classifier, many: fn.ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = OPTIONS | {"sweep": "sampled", "standard_error": 0.02}
+    whole = fn.analyze(small_classifier, many, output=tmp_path / "whole", **options)
+    assert whole.neurons["sampling_se"].null_count < whole.neurons.num_rows
+    with Ledger(whole.folder) as ledger:
+        kinds = [unit.kind for unit in ledger.units()]
+    monkeypatch.setattr(workflows, "make_plan", partial(make_plan, neurons_per_unit=3))
+    stops = [kinds.index(kind) + 1 for kind in ("drops", "design", "top", "refined", "orders", "curves")]
+    for before, stop in pairwise([0, *stops]):
+        left = [stop - before]
+
+        def stopping(*arguments: Any, left: list[int] = left) -> Any:
+            left[0] -= 1
+            if left[0] < 0:
+                raise KeyboardInterrupt
+            return execute_unit(*arguments)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(local, "execute_unit", stopping)
+            with pytest.raises(KeyboardInterrupt):
+                fn.analyze(small_classifier, many, output=tmp_path / "killed", **options)
+    again = fn.analyze(small_classifier, many, output=tmp_path / "killed", **options)
+    for name in ("neurons.csv", "cumulative.parquet"):
+        assert (again.folder / name).read_bytes() == (whole.folder / name).read_bytes()
+    assert "estimates from a sample" in (again.folder / "summary.md").read_text(encoding="utf-8")
+
+
+def test_few_flips_have_exact_bounds() -> None:
+    """With weights of one the bounds are those of a Poisson count; with 20 flips the z-test's."""
+    ones, none = np.ones(7), np.zeros(0)
+    _, low, high = sampled_difference(ones, none, 100, heaviest=1.0)
+    garwood = (scipy_stats.chi2.ppf(0.025, 14) / 200, scipy_stats.chi2.ppf(0.975, 16) / 200)
+    nothing = scipy_stats.chi2.ppf(0.975, 2) / 200  # what may have been gained unseen
+    assert high == pytest.approx(0.07 + np.hypot(garwood[1] - 0.07, 0))
+    assert low == pytest.approx(0.07 - np.hypot(0.07 - garwood[0], nothing))
+    p, low, high = sampled_difference(2 * np.ones(30), np.ones(10), 1000, heaviest=25.0)
+    error = np.sqrt(30 * 4 + 10 - 50**2 / 1000)
+    assert p == pytest.approx(2 * scipy_stats.norm.sf(50 / error))
+    assert (low, high) == pytest.approx(((50 - 1.959964 * error) / 1000, (50 + 1.959964 * error) / 1000))
+    # nothing met at a probability of one in 25: so many may be there that they would be met for sure
+    _, low, high = sampled_difference(none, none, 1000, heaviest=25.0)
+    assert high == pytest.approx(25 * scipy_stats.chi2.ppf(0.975, 2) / 2000)
+    assert low == -high
