@@ -1,0 +1,114 @@
+"""Cumulative curves against networks with their kernels set to zero, and orders derived a second time."""
+
+from __future__ import annotations
+
+import copy
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import fragile_neurons as fn
+from fragile_neurons.analysis.cumulative import DRAWS, halves, steps_of
+from fragile_neurons.attacks.fgsm import fgsm
+from fragile_neurons.stats import wilson
+
+EPSILON = Fraction(1, 20)
+
+
+def without(classifier: fn.Classifier, layer: str, channels: list[int]) -> fn.Classifier:
+    """A copy with the channels' kernels and biases at zero."""
+    edited = copy.deepcopy(classifier)
+    module = edited.module.get_submodule(layer)
+    assert isinstance(module, nn.Conv2d)
+    assert module.bias is not None
+    with torch.no_grad():
+        module.weight[channels] = 0
+        module.bias[channels] = 0
+    return edited
+
+
+def right(classifier: fn.Classifier, images: torch.Tensor, labels: torch.Tensor) -> np.ndarray:
+    with torch.no_grad():
+        found: np.ndarray = (classifier(images).argmax(1) == labels).numpy()
+    return found
+
+
+def test_steps_double_below_all_of_them() -> None:
+    assert steps_of(1) == (0,)
+    assert steps_of(6) == (0, 1, 2, 4)
+    assert steps_of(32) == (0, 1, 2, 4, 8, 16)
+
+
+def test_halves_are_halves_and_seeded() -> None:
+    one, again, other = halves(41, 0), halves(41, 0), halves(41, 1)
+    assert np.bincount(one).tolist() == [20, 21]
+    np.testing.assert_array_equal(one, again)
+    assert (one != other).any()
+
+
+@pytest.mark.parametrize("mode", ["adaptive", "transfer"])
+def test_a_curve_is_the_network_without_more_and_more_kernels_by_the_order_of_the_other_half(
+    small_classifier: fn.Classifier, small_data: fn.ImageData, mode: str
+) -> None:
+    options = {"layer": "conv2", "epsilons": [str(EPSILON)], "batch_size": 16}
+    found = fn.cumulative(small_classifier, small_data, mode=mode, **options)  # type: ignore[arg-type]
+    (images, labels), half = small_data[:], halves(len(small_data), 0)
+    (curve,) = [one for one in found.curves if one.order == "fragility"]
+    with torch.no_grad():
+        margin = {}
+        for channel in (None, *range(6)):
+            edited = without(small_classifier, "conv2", [] if channel is None else [channel])
+            logits = edited(images)
+            true = logits.gather(1, labels[:, None]).squeeze(1)
+            margin[channel] = true - logits.scatter(1, labels[:, None], -torch.inf).amax(1)
+    for side in (0, 1):
+        fall = [float((margin[None] - margin[channel])[half != side].mean()) for channel in range(6)]
+        order = sorted(range(6), key=lambda channel: -fall[channel])
+        tried = half == side
+        for place, step in enumerate(curve.steps):
+            edited = without(small_classifier, "conv2", order[:step])
+            attacked = fgsm(edited if mode == "adaptive" else small_classifier, images, labels, [EPSILON])[0]
+            np.testing.assert_array_equal(curve.right[0, place][tried], right(edited, images, labels)[tried])
+            np.testing.assert_array_equal(
+                curve.right[1, place][tried], right(edited, attacked, labels)[tried]
+            )
+
+
+def test_the_targeted_come_first_in_their_order_and_random_orders_are_a_control(
+    small_classifier: fn.Classifier, small_data: fn.ImageData
+) -> None:
+    """conv1 of which one channel alone is moved by the attack: without it first, the others are nothing."""
+    conv = small_classifier.module.get_submodule("conv1")
+    assert isinstance(conv, nn.Conv2d)
+    with torch.no_grad():
+        conv.weight[[0, 1, 3]] *= 1e-3
+    found = fn.cumulative(small_classifier, small_data, epsilons=["0.1"], mode="transfer")
+    by_order = {
+        order: [one for one in found.curves if one.order == order] for order in ("targeting", "random")
+    }
+    (struck,) = by_order["targeting"]
+    images, labels = small_data[:]
+    np.testing.assert_array_equal(
+        struck.right[0, 1], right(without(small_classifier, "conv1", [2]), images, labels)
+    )
+    draws = by_order["random"]
+    assert [one.draw for one in draws] == list(range(DRAWS))
+    first = {tuple(one.right[0, 1].tolist()) for one in draws}
+    assert len(first) > 1
+    for one in draws:
+        np.testing.assert_array_equal(one.right[0, 0], right(small_classifier, images, labels))
+
+
+def test_a_table_has_every_draw_with_n_and_its_interval(
+    small_classifier: fn.Classifier, small_data: fn.ImageData
+) -> None:
+    rows = fn.cumulative(small_classifier, small_data, layer="all").to_table().to_pylist()
+    assert {row["epsilon"] for row in rows} == {None}
+    assert {row["order"] for row in rows} == {"fragility", "random"}
+    assert len(rows) == (1 + DRAWS) * (len(steps_of(4)) + len(steps_of(6)))
+    for row in rows:
+        assert row["n"] == len(small_data)
+        assert (row["low"], row["high"]) == wilson(round(row["accuracy"] * row["n"]), row["n"])
