@@ -867,3 +867,44 @@ def test_no_option_at_all_is_the_bundled_network(command: Command, monkeypatch: 
         "mnist-cnn", "mnist", 2000, ("0.05", "0.1", "0.2"),
     )  # fmt: skip
     assert spec.attacks == ("fgsm", "pgd", "pgd-strong")
+
+
+# --- plan
+
+
+def test_a_plan_says_what_each_way_costs_and_writes_nothing(command: Command) -> None:
+    outcome = command("plan", *SMALL_RUN)
+    assert outcome.code == 0, outcome.err
+    ways = [line.split()[0] for line in outcome.out.splitlines() if line.strip()]
+    assert [way for way in ways if way in ("reference", "exact", "sampled")] == [
+        "reference",
+        "exact",
+        "sampled",
+    ]
+    assert "--sweep auto takes exact" in outcome.out
+    assert not list(Path().iterdir())
+
+
+def test_a_plan_names_the_ways_that_cannot_be_had(command: Command) -> None:
+    Path("branching.py").write_text(
+        "import torch\n"
+        "class Branching(torch.nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.conv = torch.nn.Conv2d(1, 4, 3)\n"
+        "        self.fc = torch.nn.Linear(4 * 26 * 26, 10)\n"
+        "    def forward(self, x):\n"
+        "        h = self.conv(x)\n"
+        "        return self.fc(h.flatten(1)) if h.sum() != 1 else h.flatten(1)[:, :10]\n"
+        "def make():\n"
+        "    torch.manual_seed(0)\n"
+        "    return Branching()\n"
+    )
+    outcome = command("plan", "--model", "branching.py:make", "--data", "mnist", "--limit", "40")
+    assert outcome.code == 0, outcome.err
+    assert "exact cannot be had: " in outcome.out
+    assert "--sweep auto takes reference" in outcome.out
+
+
+def test_a_plan_refuses_what_analyze_refuses(command: Command) -> None:
+    assert_refused(command("plan", "--model", "nothing"), "nothing")

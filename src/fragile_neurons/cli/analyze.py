@@ -9,7 +9,7 @@ import typer
 from fragile_neurons.cli import options
 from fragile_neurons.cli.console import progress
 from fragile_neurons.cli.findings import show_run
-from fragile_neurons.runs.spec import make_spec
+from fragile_neurons.runs.spec import Spec, make_spec
 from fragile_neurons.workflows import run_spec
 
 EMBEDDED_EPSILONS = "0.1,0.2"
@@ -70,22 +70,21 @@ def analyze(
 
       fragile-neurons analyze --spec runs/x/spec.toml --output runs/again
     """
-    if spec is not None:
-        asked = options.read_spec_of("analyze", spec, context)
-    else:
-        given = context.params | {
-            "epsilons": EMBEDDED_EPSILONS if not options.asked_for(context) else epsilons
-        }
-        asked = make_spec(
-            **options.subject_options(given),
-            layer=layer,
-            neurons=neurons,
-            site=site,
-            replace=replace,
-            mode=mode,
-            sweep=sweep,
-            standard_error=options.parse_points(standard_error),
-            verdict_rule=verdict_rule,
-            tolerance=options.parse_points(tolerance),
-        )
+    asked = asked_spec(context)
     show_run(run_spec(asked, output=output, force=force, progress=progress))
+
+
+def asked_spec(context: typer.Context) -> Spec:
+    """What the options of `analyze` ask for."""
+    given = context.params
+    if given["spec"] is not None:
+        return options.read_spec_of("analyze", given["spec"], context)
+    if not options.asked_for(context):
+        given = given | {"epsilons": EMBEDDED_EPSILONS}
+    names = ("layer", "neurons", "site", "replace", "mode", "sweep", "verdict_rule")
+    return make_spec(
+        **options.subject_options(given),
+        **{name: given[name] for name in names},
+        standard_error=options.parse_points(given["standard_error"]),
+        tolerance=options.parse_points(given["tolerance"]),
+    )

@@ -89,8 +89,9 @@ class Odds:
         errors = np.sort((error[spread > 0] / spread[spread > 0, None]).ravel())
         # the variance of a count over all images, and what is left for those of the pilot
         share = len(here) / images
-        variance = (standard_error * here.sum() / share) ** 2
-        floor = np.full(channels, np.clip(1 / (LARGEST_PART * variance), FLOOR, 1.0))
+        asked = float(here.sum() / share)
+        variance = (standard_error * asked) ** 2
+        floor = np.full(channels, smallest_probability(asked, standard_error))
         odds = cls(slope, offset, spread, errors, floor, floor)
         return replace(odds, factor=_factors(odds.flips(pilot), floor, AIM**2 * variance * share))
 
@@ -114,6 +115,11 @@ class Odds:
         names = ("slope", "offset", "spread", "factor", "floor")
         of_each = {name: getattr(self, name)[list(rows)] for name in names}
         return Odds(errors=self.errors, **of_each)
+
+
+def smallest_probability(images: float, standard_error: float) -> float:
+    """With which any pair is asked: one flip makes up no more than its part of the variance asked for."""
+    return float(np.clip(1 / (LARGEST_PART * (standard_error * images) ** 2), FLOOR, 1.0))
 
 
 def _probabilities(flips: Array, factor: Array, floor: Array) -> Array:

@@ -1,0 +1,127 @@
+"""What a run would cost by each way to sweep, from a few seconds of its own work on a few images."""
+
+from __future__ import annotations
+
+import math
+import resource
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from fragile_neurons.analysis.cumulative import DRAWS, curve_stop, steps_of
+from fragile_neurons.analysis.disturbance import NOISE_DRAWS
+from fragile_neurons.analysis.staging import TOP, pilot_stop
+from fragile_neurons.errors import InputError
+from fragile_neurons.neurons import Layer
+from fragile_neurons.runs.execute import Subject, execute_unit
+from fragile_neurons.runs.plan import Kind, Unit
+from fragile_neurons.runs.spec import AnalyzeSpec
+from fragile_neurons.sweeps.choice import choose_way
+from fragile_neurons.sweeps.sampling import smallest_probability
+
+PROBE_IMAGES = 32
+PROBED_LAYERS = 3
+FEW, SOME = 2, 8  # channels swept at once: the difference is what one more of them costs
+KILOBYTES = 1 if sys.platform == "darwin" else 1024
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What `analyze` would take by one way.
+
+    passes: images through the network, or from a neuron on, gradients included. minutes: at this
+    machine's speed in the probe. memory: bytes resident in the probe; results: bytes of what the run
+    stores, which alone grows with neurons and images. missing: why the way cannot be taken, else empty.
+    Of a sampled sweep passes and minutes are the fewest, where predictions hardly flip.
+    """
+
+    way: str
+    passes: int = 0
+    minutes: float = math.nan
+    memory: int = 0
+    results: int = 0
+    missing: str = ""
+
+
+def forecast(subject: Subject) -> list[Forecast]:
+    """Reference, exact and sampled."""
+    found = []
+    for name in ("reference", "exact"):
+        try:
+            choice = choose_way(subject.classifier, subject.selection.sites, subject.selection.images, name)
+        except InputError as error:
+            found.append(Forecast(name, missing=str(error).splitlines()[1].split(":", 1)[1].strip()))
+            continue
+        rows = np.arange(min(PROBE_IMAGES, len(subject.data)))
+        probe = replace(subject, way=choice.way, data=subject.data.take(rows), designs={}, _swept={})
+        found += _forecasts(subject, probe, name)
+    return found
+
+
+def _forecasts(subject: Subject, probe: Subject, name: str) -> list[Forecast]:
+    """Of the way probed and, of exact, of the sample that goes the same way."""
+    spec, selection, images = subject.spec, subject.selection, len(subject.data)
+    assert isinstance(spec, AnalyzeSpec)
+    epsilons, small = len(spec.epsilons), len(probe.data)
+    counts = [len(selection.channels(layer)) for layer in selection.layers]
+    start = time.perf_counter()
+    probe.sweeps(0, small)
+    opened = time.perf_counter() - start
+    predictions, _ = _timed(probe, Unit("predictions", 0, small))
+    disturbances, _ = _timed(probe, Unit("disturbances", 0, small))
+    probed = sorted({round(place) for place in np.linspace(0, len(counts) - 1, PROBED_LAYERS)})
+    measured = [_pair_seconds(probe, selection.layers[place]) for place in probed]
+    of_layer, of_pair, stored = (
+        np.interp(range(len(counts)), probed, column) for column in zip(*measured, strict=True)
+    )
+    anew = 2 + epsilons if epsilons and spec.mode == "adaptive" else 0
+    whole = predictions / (2 + epsilons)  # a pass forward or back, of the probe's images
+    steps = (DRAWS + 4) * sum(len(steps_of(count)) - 1 for count in counts) * (anew or 1 + epsilons)
+    curves = curve_stop(images, spec.batch_size) * steps
+    pairs = images * np.array(counts)
+    asked = {name: pairs}
+    if name == "exact":
+        pilot = pilot_stop(images, spec.batch_size) / images
+        floor = smallest_probability(images, spec.standard_error)
+        share = min(1.0, pilot + (1 - pilot) * floor + TOP / sum(counts))
+        asked["sampled"] = pairs * share
+    found = []
+    for way, some in asked.items():
+        once = 2 * (2 + epsilons) + 1 + epsilons * (2 + NOISE_DRAWS)
+        once += 3 * (1 + epsilons) if way == "sampled" else 0
+        seconds = images / small * (predictions + disturbances + opened) + curves * whole / small
+        seconds += (images * of_layer + some * of_pair).sum() / small
+        found.append(
+            Forecast(
+                way=way,
+                passes=int(images * once + some.sum() * (1 + 3 * epsilons + anew) + curves),
+                minutes=float(seconds / 60),
+                memory=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * KILOBYTES,
+                results=int((pairs * stored).sum() / small),
+            )
+        )
+    return found
+
+
+def _pair_seconds(probe: Subject, layer: Layer) -> tuple[float, float, float]:
+    """For the probe's images: seconds of the layer's own work, of one more channel; bytes of a channel."""
+    channels = probe.selection.channels(layer)
+    kinds: Sequence[Kind] = ("drops", "patches") if probe.spec.epsilons and layer.calls == 1 else ("drops",)
+    times = []
+    for count in (FEW, FEW, SOME):  # the first goes on to the layer
+        some = tuple(channels[:count])
+        found = [_timed(probe, Unit(kind, 0, len(probe.data), layer.name, some)) for kind in kinds]
+        times.append((len(some), sum(seconds for seconds, _ in found), sum(size for _, size in found)))
+    _, (few, seconds, _), (more, longer, size) = times
+    one = (longer - seconds) / (more - few) if more > few else longer / more
+    return max(seconds - few * one, 0.0), max(one, 0.0), size / more
+
+
+def _timed(probe: Subject, unit: Unit) -> tuple[float, int]:
+    """Seconds that a unit takes, and bytes of its result."""
+    start = time.perf_counter()
+    arrays = execute_unit(probe, unit)
+    return time.perf_counter() - start, sum(array.nbytes for array in arrays.values())
