@@ -35,7 +35,18 @@ from fragile_neurons.runs.spec import AnalyzeSpec, Spec
 SMALL = ["--limit", "20", "--neurons", "3", "--device", "cpu"]
 SMALL_RUN = [*SMALL, "--epsilons", "0.1", "--batch-size", "4"]
 UNITS = 16
-COMMANDS = ["analyze", "resume", "status", "verify", "layers", "models", "train", "data list", "data fetch"]
+COMMANDS = [
+    "analyze",
+    "plan",
+    "resume",
+    "status",
+    "verify",
+    "layers",
+    "models",
+    "train",
+    "data list",
+    "data fetch",
+]
 
 
 @pytest.fixture(scope="module", autouse=True)

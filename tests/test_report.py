@@ -226,6 +226,7 @@ def made_up_run(folder: Path, name: str = "a model", *, epsilons: list[float] | 
         "site": "conv",
         "spec": {
             "command": "analyze",
+            "dtype": "float32",
             "epsilons": budgets,
             "found": {"sweep": "reference", "sweep_reason": "no graph|of <this>"},
         },
@@ -285,7 +286,7 @@ def test_what_carries_the_attack_is_said_with_its_denominator(tmp_path: Path) ->
     for row in found["patching"]:
         row["most_rescuing"] = None
     assert sentences.patching(found).endswith("No image is fooled, or no layer is called only once.")
-    assert sentences.sweep(found) == "Sweep: reference (no graph|of <this>)."
+    assert sentences.sweep(found) == "Sweep: reference (no graph|of <this>), in float32."
 
 
 def test_half_a_layer_is_said_with_its_control(tmp_path: Path) -> None:

@@ -385,7 +385,8 @@ def test_a_digest_is_the_hash_of_canonical_json() -> None:
         "skip_bad": False, "layer": "first", "neurons": "all",
         "site": "conv", "replace": "zero", "epsilons": ["0.05"], "mode": "adaptive", "sweep": "auto",
         "standard_error": 0.001, "verdict_rule": "tested",
-        "tolerance": 0.01, "device": "cpu", "batch_size": 8, "threads": 1, "seed": 0, "found": None,
+        "tolerance": 0.01, "device": "cpu", "dtype": "float32",
+        "batch_size": 8, "threads": 1, "seed": 0, "found": None,
     }  # fmt: skip
     text = json.dumps(fields, sort_keys=True, separators=(",", ":"))
     assert spec.digest == hashlib.sha256(text.encode()).hexdigest()

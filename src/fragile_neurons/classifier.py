@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Protocol
 
 import torch
 from torch import nn
 
-from fragile_neurons.errors import InputError
+from fragile_neurons.errors import InputError, check_choice
 from fragile_neurons.foreign import logits_of, refuse_unusable, unwrap
+
+DTYPES = ("float32", "bfloat16")
 
 
 class Network(Protocol):
@@ -72,13 +75,32 @@ class Classifier(nn.Module):
             )
         device = next((tensor.device for tensor in module.state_dict().values()), torch.device("cpu"))
         self.module = module
+        self.dtype = DTYPES[0]
         self.name = name or type(module).__name__
         for key, values in (("mean", mean), ("std", std)):
             tensor = None if values is None else torch.tensor(values, device=device).view(1, -1, 1, 1)
             self.register_buffer(key, tensor, persistent=False)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return logits_of(self.module(self.normalise(images)))
+        with self.computing():
+            return logits_of(self.module(self.normalise(images))).float()
+
+    def as_dtype(self, dtype: str) -> Classifier:
+        """The same network, its weights shared, computing in `float32` or `bfloat16`.
+
+        bfloat16: convolutions and linear layers by torch.autocast, the rest in what it asks for; logits are
+        float32 again. Faster where the processor has it, and other numbers: never compare the two.
+        """
+        check_choice("dtype", dtype, DTYPES)
+        other = copy.copy(self)
+        other.dtype = dtype
+        return other
+
+    def computing(self) -> AbstractContextManager[object]:
+        """Inside the block operations compute in the classifier's dtype."""
+        if self.dtype == "float32":
+            return nullcontext()
+        return torch.autocast(self.device.type, torch.bfloat16)
 
     def normalise(self, images: torch.Tensor) -> torch.Tensor:
         """What the module is given: its own copy in any case, since its first layer may work in place."""
@@ -92,8 +114,8 @@ class Classifier(nn.Module):
         return next((tensor.device for tensor in self.module.state_dict().values()), torch.device("cpu"))
 
     def sha256(self) -> str:
-        """A checksum of names, shapes, types and values of all weights, and of the normalisation."""
-        digest = hashlib.sha256()
+        """A checksum of names, shapes, types and values of all weights, the normalisation and the dtype."""
+        digest = hashlib.sha256(b"" if self.dtype == "float32" else self.dtype.encode())
         tensors = {**self.module.state_dict(), "(mean)": self.mean, "(std)": self.std}
         for key, tensor in sorted(tensors.items()):
             if tensor is not None:

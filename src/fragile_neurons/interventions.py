@@ -121,8 +121,8 @@ def record_gradients(
 
 
 def _maps(site: Site, output: torch.Tensor) -> torch.Tensor:
-    """(n, channels, values) of an output at a site."""
-    return output.movedim(site.axis, 1).flatten(2) if output.ndim > 2 else output.unsqueeze(2)
+    """(n, channels, values) float32 of an output at a site."""
+    return (output.movedim(site.axis, 1).flatten(2) if output.ndim > 2 else output.unsqueeze(2)).float()
 
 
 @contextmanager

@@ -113,6 +113,7 @@ def _subject_options(classifier: Classifier, data: ImageData) -> dict[str, objec
         "split": data.split,
         "limit": len(data),
         "device": str(classifier.device),
+        "dtype": classifier.dtype,
     }
 
 

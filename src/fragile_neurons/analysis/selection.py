@@ -58,13 +58,13 @@ class Selection:
 
 
 def probed(classifier: Classifier, data: ImageData) -> tuple[Batch, tuple[Check, ...]]:
-    """The first images, and the fatal checks on them; raises InputError where one fails."""
+    """The first images, and the fatal checks on them, in float32; raises InputError where one fails."""
     if len(data) < 2:
         raise InputError(
             "there are too few images", given=len(data), allowed="at least 2", fix="give more images"
         )
     batch = next(batches(data, PROBE_IMAGES, classifier.device))
-    return batch, probe(classifier, batch.images, batch.labels, data.classes)
+    return batch, probe(classifier.as_dtype("float32"), batch.images, batch.labels, data.classes)
 
 
 def probed_layers(classifier: Classifier, data: ImageData) -> tuple[tuple[Layer, ...], tuple[Check, ...]]:

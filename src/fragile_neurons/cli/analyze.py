@@ -46,6 +46,9 @@ def analyze(
     verdict_rule: Annotated[str, typer.Option(help="tested or below-mean.")] = "tested",
     tolerance: Annotated[str, typer.Option(help="A drop surely within it is robust.")] = "1pp",
     device: options.Device = "auto",
+    dtype: Annotated[
+        str, typer.Option(help="float32, or bfloat16: faster where the processor has it, other numbers.")
+    ] = "float32",
     batch_size: options.BatchSize = 256,
     seed: options.Seed = 0,
     output: options.Output = None,
@@ -81,7 +84,7 @@ def asked_spec(context: typer.Context) -> Spec:
         return options.read_spec_of("analyze", given["spec"], context)
     if not options.asked_for(context):
         given = given | {"epsilons": EMBEDDED_EPSILONS}
-    names = ("layer", "neurons", "site", "replace", "mode", "sweep", "verdict_rule")
+    names = ("layer", "neurons", "site", "replace", "mode", "sweep", "verdict_rule", "dtype")
     return make_spec(
         **options.subject_options(given),
         **{name: given[name] for name in names},

@@ -71,7 +71,8 @@ def _show_analysis(run: Run) -> None:
     if found["spec"]["found"]["sweep"] != "exact":
         lines.append(sentences.sweep(found))
     images = f"{data['n']:,} {data['split']} images of {data['name']}"
-    title = Text(f"{found['model']['name']} on {images}, site {found['site']}")
+    dtype = "" if found["spec"]["dtype"] == "float32" else f", {found['spec']['dtype']}"
+    title = Text(f"{found['model']['name']} on {images}, site {found['site']}{dtype}")
     console.print(Panel(Text("\n".join(lines)), title=title, expand=False), soft_wrap=False)
     strongest = f"FGSM {found['spec']['epsilons'][-1]}" if epsilon else "no attack"
     _show(run, f"Most fragile neurons, by clean margin drop; {strongest}", FRAGILE, "margin_drop", epsilon)

@@ -41,7 +41,7 @@ def percent(share: float | None) -> str:
 def sweep(found: dict[str, Any]) -> str:
     """Which way the sweep took, and why."""
     taken = found["spec"]["found"]
-    said = f"Sweep: {taken['sweep']} ({taken['sweep_reason']})."
+    said = f"Sweep: {taken['sweep']} ({taken['sweep_reason']}), in {found['spec']['dtype']}."
     errors = [
         row["largest_sampling_se"] for row in found["dropout"] if row["largest_sampling_se"] is not None
     ]

@@ -123,7 +123,7 @@ def open_spec(spec: Spec) -> Subject:
         std=spec.std,
         device=spec.device,
     )
-    return open_subject(spec, classifier, data)
+    return open_subject(spec, classifier.as_dtype(spec.dtype), data)
 
 
 def open_subject(spec: Spec, classifier: Classifier, data: ImageData) -> Subject:
@@ -200,9 +200,9 @@ def execute_unit(subject: Subject, unit: Unit, given: Sequence[tuple[Unit, Array
     span = {"batch_size": spec.batch_size, "start": unit.start, "stop": unit.stop}
     with threads(spec.threads):
         if unit.kind == "inputs":
-            return observe_inputs(subject.classifier, subject.data, images=unit.stop)
+            return observe_inputs(subject.classifier.as_dtype("float32"), subject.data, images=unit.stop)
         if unit.kind == "gradients":
-            return observe_gradients(subject.classifier, subject.data, images=unit.stop)
+            return observe_gradients(subject.classifier.as_dtype("float32"), subject.data, images=unit.stop)
         if isinstance(spec, EvaluateSpec):
             return _execute_evaluation(subject, unit, epsilons, span)
         assert isinstance(spec, AnalyzeSpec)

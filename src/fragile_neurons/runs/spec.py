@@ -75,6 +75,7 @@ class Spec(_Frozen):
     skip_bad: bool = False
     epsilons: tuple[str, ...]
     device: str = "cpu"
+    dtype: Literal["float32", "bfloat16"] = "float32"
     batch_size: int = Field(default=256, ge=4)
     threads: int = Field(default_factory=default_threads, ge=1)
     seed: int = Field(default=0, ge=0)

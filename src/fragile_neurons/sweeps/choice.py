@@ -18,7 +18,7 @@ from fragile_neurons.sweeps.reference import Reference
 from fragile_neurons.sweeps.way import Way
 
 SWEEPS = ("auto", "reference", "exact", "sampled")
-TOLERANCE = 1e-4  # of the largest logit
+TOLERANCES = {"float32": 1e-4, "bfloat16": 0.1}  # of the largest logit
 CHECKED_IMAGES = 4
 
 
@@ -67,7 +67,7 @@ def _check(way: Exact, classifier: Classifier, sites: Sequence[Site], images: to
         expected = Reference(classifier).walk(images, [site]).logits(site, replace, pairs)
         found = way.walk(images, [site]).logits(site, replace, pairs)
         move = float((found - expected).abs().max()) / max(float(expected.abs().max()), 1e-12)
-        if not move <= TOLERANCE:
+        if not move <= TOLERANCES[classifier.dtype]:
             raise UntraceableError(
                 f"as a graph the network says something else: logits differ by {move:.1g} of the largest"
             )

@@ -68,7 +68,7 @@ class ExactWalk:
         self._done: set[str] = set()
 
     def logits(self, site: Site, replace: Replacement, pairs: Pairs) -> torch.Tensor:
-        with torch.no_grad():
+        with torch.no_grad(), self._way.classifier.computing():
             one = self._advance(site)
             before, after = self._front(one, replace)
             mixing = {}
@@ -89,11 +89,11 @@ class ExactWalk:
                         inputs.append(_gather(self._values[node.name], part.images))
                     else:
                         inputs.append(Act(part, replace))
-                found.append(logits_of(one.rest(*inputs)))
+                found.append(logits_of(one.rest(*inputs)).float())
             return torch.cat(found)[: len(pairs)]
 
     def maps(self, site: Site) -> torch.Tensor:
-        with torch.no_grad():
+        with torch.no_grad(), self._way.classifier.computing():
             one = self._advance(site)
         (start,) = one.starts.values()
         maps: torch.Tensor = self._values[start]

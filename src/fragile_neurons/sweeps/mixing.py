@@ -21,21 +21,23 @@ class Mixing:
     def __init__(self, layer: nn.Module, place: Place, before: torch.Tensor, after: torch.Tensor) -> None:
         self.layer, self.place = layer, place
         output: torch.Tensor = layer(before)
-        change = after - before
+        change = (after - before).to(output.dtype)
         if isinstance(layer, nn.Conv2d):
             padding = layer._reversed_padding_repeated_twice
             if any(padding):
                 mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
                 change = functional.pad(change, padding, mode=mode)
             self.change = change.movedim(1, 0).contiguous()  # (channels, n, height, width)
-            self.weight = layer.weight.movedim(0, -1).flatten(1, 2).contiguous()  # (channels, taps, outputs)
+            weight = layer.weight.to(output.dtype)
+            self.weight = weight.movedim(0, -1).flatten(1, 2).contiguous()  # (channels, taps, outputs)
             self.output = output.movedim(1, -1)
         else:
             assert isinstance(layer, nn.Linear)
             width = place.width
             channels = torch.unflatten(change, -1, (-1, width)).movedim(-2, 0)
             self.change = channels.contiguous()  # (channels, n, ..., width)
-            self.weight = torch.unflatten(layer.weight.t(), 0, (-1, width)).contiguous()
+            weight = layer.weight.to(output.dtype)
+            self.weight = torch.unflatten(weight.t(), 0, (-1, width)).contiguous()
             self.output = output
 
     def rows(self, pairs: Pairs) -> torch.Tensor:

@@ -1,0 +1,72 @@
+"""bfloat16: another numerics, recorded, in both ways to sweep, and never mixed with float32."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import fragile_neurons as fn
+from fragile_neurons.interventions import drop, intervening, record_maps
+from fragile_neurons.neurons import executed_layers
+from fragile_neurons.sweeps.choice import choose_way
+from fragile_neurons.sweeps.pairs import Pairs
+
+
+def test_the_twin_computes_in_bfloat16_and_leaves_the_first_as_it_was(
+    small_classifier: fn.Classifier, small_data: fn.ImageData
+) -> None:
+    images, _ = small_data[:]
+    twin = small_classifier.as_dtype("bfloat16")
+    with torch.no_grad():
+        full, half = small_classifier(images), twin(images)
+        by_hand = small_classifier.module
+        with torch.autocast("cpu", torch.bfloat16):
+            expected = by_hand(small_classifier.normalise(images))
+    assert half.dtype == torch.float32
+    torch.testing.assert_close(half, expected.float())
+    assert 1e-5 < float((half - full).abs().max()) / float(full.abs().max()) < 0.05
+    assert small_classifier.dtype == "float32"
+    assert all(parameter.dtype == torch.float32 for parameter in twin.parameters())
+    assert twin.sha256() != small_classifier.sha256()
+    with pytest.raises(fn.InputError, match="bfloat16"):
+        small_classifier.as_dtype("float16")
+
+
+@pytest.mark.parametrize("layer", ["conv1", "conv2"])
+def test_the_exact_sweep_in_bfloat16_is_the_hook_in_bfloat16(
+    small_classifier: fn.Classifier, small_data: fn.ImageData, layer: str
+) -> None:
+    images, _ = small_data[:]
+    twin = small_classifier.as_dtype("bfloat16")
+    site = next(one for one in executed_layers(twin, images) if one.name == layer).site("conv")
+    choice = choose_way(twin, [site], images, "exact")
+    pairs = Pairs.of([0, 2], torch.arange(len(images)))
+    found = choice.way.walk(images, [site]).logits(site, drop(0.0), pairs).view(2, len(images), -1)
+    for row, channel in enumerate((0, 2)):
+        with torch.no_grad(), intervening(twin, site, [channel], drop(0.0)):
+            expected = twin(images)
+        assert float((found[row] - expected).abs().max()) < 0.05 * float(expected.abs().max())
+    (maps,) = record_maps(twin, [site], images)
+    assert maps.dtype == torch.float32
+    torch.testing.assert_close(maps, maps.bfloat16().float(), atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("sweep", ["exact", "reference", "sampled"])
+def test_a_run_in_bfloat16_says_so_and_is_another_run(
+    small_classifier: fn.Classifier, small_data: fn.ImageData, tmp_path: Path, sweep: str
+) -> None:
+    options = {"layer": "all", "epsilons": ["0.1"], "batch_size": 16, "sweep": sweep}
+    full = fn.analyze(small_classifier, small_data, output=tmp_path / "full", **options)  # type: ignore[arg-type]
+    twin = small_classifier.as_dtype("bfloat16")
+    half = fn.analyze(twin, small_data, output=tmp_path / "half", **options)  # type: ignore[arg-type]
+    assert (full.summary["spec"]["dtype"], half.summary["spec"]["dtype"]) == ("float32", "bfloat16")
+    assert "in bfloat16." in (half.folder / "summary.md").read_text(encoding="utf-8")
+    for name in ("margin_drop", "share", "disturbance"):
+        one, other = (np.array(run.neurons[name].to_pylist()) for run in (full, half))
+        np.testing.assert_allclose(other, one, atol=0.05 * np.abs(one).max())
+        assert (other != one).any()
+    with pytest.raises(fn.InputError, match="another run"):
+        fn.analyze(twin, small_data, output=tmp_path / "full", **options)  # type: ignore[arg-type]
