@@ -1,6 +1,6 @@
 """How fast sweeps are: the exact way beside the loops that people write today.
 
-    python benchmarks/sweep.py [--parts speed layers linear] [--output benchmarks/sweep.md]
+    python benchmarks/sweep.py [--parts speed layers ...] [--output benchmarks/sweep.md]
 
 All ways are timed in one process, round by round. Each measurement is kept in a cache, so that a killed
 run goes on; delete the cache to measure again. Run it on a machine that does nothing else.
@@ -10,14 +10,21 @@ from __future__ import annotations
 
 import argparse
 import copy
+import dataclasses
+import multiprocessing
 import os
+import resource
 import statistics
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from fractions import Fraction
 from functools import partial
 from pathlib import Path
 
+import altair as alt
+import numpy as np
 import torch
 import torchvision
 from bench import Cache, Row, machine, table
@@ -25,17 +32,28 @@ from captum.attr import LayerFeatureAblation
 from torch.utils.flop_counter import FlopCounterMode
 
 import fragile_neurons as fn
+from fragile_neurons.analysis.dropout import observe_drops
+from fragile_neurons.analysis.predictions import observe_predictions
+from fragile_neurons.analysis.selection import select
+from fragile_neurons.data.catalogue import find_dataset
 from fragile_neurons.interventions import drop, intervening
 from fragile_neurons.losses import margins
 from fragile_neurons.neurons import Layer, executed_layers
 from fragile_neurons.sweeps.exact import Exact
 from fragile_neurons.sweeps.pairs import Pairs
+from fragile_neurons.sweeps.reference import Reference
+from fragile_neurons.sweeps.way import Way
+from fragile_neurons.training.recipes import make_schedule
+from fragile_neurons.training.train import train_model
 
 IMAGES = 500
 BATCH = 250  # of the exact way: as the command, but a divisor of the images
 LOOP_BATCHES = (50, 125, 250)
 ROUNDS = 3
 SIZES = (250, 500, 1000)
+NEURONS = (8, 16, 32, 64)
+EPOCHS = 3
+KEPT = Path.home() / ".cache/fragile-neurons/benchmarks"
 PACKAGES = ("torch", "torchvision", "captum")
 SUBJECTS = {
     "mnist-cnn": 5.0,
@@ -252,33 +270,107 @@ The same over all convolutions, 125 images, one round after one that warms up.
 {table(rows)}"""
 
 
-def linear_part(cache: Cache) -> str:
+def cost_part(cache: Cache) -> str:
+    """Against images, neurons and depth: tables, and a picture of all three."""
     torch.set_num_threads(cache.get("threads", calibrated_threads))
-    rows = []
-    for name in SUBJECTS:
-        for size in SIZES:
-            found = cache.get(f"linear {name} {size}", partial(timed_at, name, size))
-            rows.append(
-                {
-                    "network": name,
-                    "images": str(size),
-                    "exact, ms per image": f"{1000 * found['exact'] / size:.2f}",
-                    "loop (a), ms per image": f"{1000 * found['loop'] / size:.2f}",
-                    "scaled to 10,000 images: exact / loop, s": (
-                        f"{found['exact'] * 10_000 / size:.0f} / {found['loop'] * 10_000 / size:.0f}"
-                    ),
-                }
-            )
-    return f"""## Linear in the images
+    images = [
+        {"network": name, "images": size, **cache.get(f"images {name} {size}", partial(timed_at, name, size))}
+        for name in SUBJECTS
+        for size in SIZES
+    ]
+    neurons = [
+        {
+            "network": "squeezenet1_1",
+            "neurons": count,
+            **cache.get(f"neurons {count}", partial(timed_of, count)),
+        }
+        for count in NEURONS
+    ]
+    depth = cache.get("depth resnet20", timed_by_depth)
+    picture(images, neurons, depth)
+    shown = [
+        {
+            "network": row["network"],
+            "images": row["images"],
+            "exact, ms per image": f"{1000 * row['exact'] / row['images']:.2f}",
+            "loop (a), ms per image": f"{1000 * row['loop'] / row['images']:.2f}",
+            "scaled to 10,000 images: exact / loop, s": (
+                f"{row['exact'] * 10_000 / row['images']:.0f} / {row['loop'] * 10_000 / row['images']:.0f}"
+            ),
+        }
+        for row in images
+    ]
+    by_neuron = [
+        {"neurons": row["neurons"], "exact, s": f"{row['exact']:.2f}", "loop (a), s": f"{row['loop']:.2f}"}
+        for row in neurons
+    ]
+    by_depth = [
+        {
+            "layer": row["layer"],
+            "exact, ms per neuron and image": f"{row['exact']:.3f}",
+            "loop (a), ms": f"{row['loop']:.3f}",
+        }
+        for row in depth
+    ]
+    return f"""## What it costs
 
-One round after one that warms up. The last column is scaled, not measured.
+![Seconds against images and neurons, milliseconds against depth](sweep.svg)
 
-{table(rows)}"""
+Against images, one round after one that warms up; the last column is scaled, not measured.
+
+{table(shown)}
+
+Against neurons: so many channels of the first layer of squeezenet1_1, 250 images.
+
+{table(by_neuron)}
+
+Against depth: each layer of resnet20, 8 neurons, 256 images. The loop runs the whole network wherever the
+neuron is.
+
+{table(by_depth)}"""
+
+
+def picture(images: list[Row], neurons: list[Row], depth: list[Row]) -> None:
+    """The three tables as one picture beside the page."""
+
+    def long(rows: Sequence[Row], axis: str) -> list[Row]:
+        return [
+            {"x": row[axis], "cost": row[way], "way": way, "network": row.get("network", "")}
+            for row in rows
+            for way in ("exact", "loop")
+        ]
+
+    def chart(rows: list[Row], x: alt.X, y: str) -> alt.Chart:
+        return (
+            alt.Chart(alt.Data(values=rows), width=220, height=200)
+            .mark_line(point=True)
+            .encode(x=x, y=alt.Y("cost:Q", title=y), color=alt.Color("way:N", title=None), detail="network:N")
+        )
+
+    panels = alt.hconcat(
+        chart(long(images, "images"), alt.X("x:Q", title="images"), "seconds, a line per network"),
+        chart(long(neurons, "neurons"), alt.X("x:Q", title="neurons"), "seconds, squeezenet1_1"),
+        chart(
+            long([row | {"place": place} for place, row in enumerate(depth)], "place"),
+            alt.X("x:Q", title="layer of resnet20, from the input on"),
+            "ms per neuron and image",
+        ),
+    )
+    panels.save(str(Path(__file__).with_suffix(".svg")))
 
 
 def timed_at(name: str, size: int) -> dict[str, float]:
     classifier, images, _ = load(name, size)
-    layers = target_layers(classifier, images, "first")
+    return timed_pair(classifier, images, target_layers(classifier, images, "first"))
+
+
+def timed_of(count: int) -> dict[str, float]:
+    classifier, images, _ = load("squeezenet1_1", 250)
+    (layer,) = target_layers(classifier, images, "first")
+    return timed_pair(classifier, images, [dataclasses.replace(layer, channels=count)])
+
+
+def timed_pair(classifier: fn.Classifier, images: torch.Tensor, layers: Sequence[Layer]) -> dict[str, float]:
     way = Exact(classifier, images[:4])
     works: dict[str, Work] = {
         "exact": partial(exact, way, images, layers),
@@ -287,16 +379,232 @@ def timed_at(name: str, size: int) -> dict[str, float]:
     return {key: statistics.median(values) for key, values in seconds(works, 1).items()}
 
 
-PARTS = {"speed": speed_part, "layers": layers_part, "linear": linear_part}
+def timed_by_depth() -> list[Row]:
+    classifier, images, _ = load("resnet20", 256)
+    rows = []
+    for layer in target_layers(classifier, images, "all"):
+        found = timed_pair(classifier, images, [dataclasses.replace(layer, channels=8)])
+        rows.append(
+            {"layer": layer.name} | {way: 1000 * value / (8 * len(images)) for way, value in found.items()}
+        )
+    return rows
+
+
+def sampled_part(cache: Cache) -> str:
+    """The whole sampled sweep of 10,000 images against the loop on a few of them, scaled."""
+    torch.set_num_threads(cache.get("threads", calibrated_threads))
+    rows = []
+    for name, which, few, target in (("resnet20", "all", 125, 20.0), ("resnet18", "first", 500, 5.0)):
+        found = cache.get(f"sampled {name}", partial(measure_sampled, name, which, few))
+        scaled = found["loop"] * 10_000 / few
+        rows.append(
+            {
+                "network": name,
+                "neurons": f"{found['neurons']} ({which})",
+                "clean accuracy": f"{found['accuracy']:.1%}",
+                "sampled, 10,000 images, s": f"{found['sampled']:.0f}",
+                "loop (a), scaled (from images), s": f"{scaled:.0f} ({few})",
+                "faster than (a)": f"{scaled / found['sampled']:.1f}",
+                "asked": f"{target:g}",
+                "sampling error, pp: median, largest": f"{found['median']:.3f}, {found['largest']:.3f}",
+                "neurons above 0.1 pp": str(found["above"]),
+            }
+        )
+    return f"""## Sampled
+
+Clean drops on the 10,000 test images of CIFAR-10 with `--standard-error 0.1pp`: everything from the
+predictions on, pilot, backward passes and the top neurons included. (a) is the loop at its best batch, on the
+images said, scaled. Sampling errors as estimated from the sample. resnet18 is torchvision's, trained for
+{EPOCHS} epochs by this benchmark: the flips of an untrained network say nothing.
+
+{table(rows)}"""
+
+
+def measure_sampled(name: str, which: str, few: int) -> Row:
+    classifier = fn.load_model("cifar10-resnet20") if name == "resnet20" else trained(name)
+    data = fn.load_data("cifar10", limit=10_000)
+    images, _ = data[:few]
+    layers = target_layers(classifier, images, which)
+    batch = best_batch(lambda size: partial(loop, classifier, images, layers[:1], size, False))
+    taken = statistics.median(
+        seconds({"": partial(loop, classifier, images, layers, batch, False)}, rounds=1)[""]
+    )
+    selection = select(classifier, data, layer=which)
+    start = time.perf_counter()
+    predictions = observe_predictions(classifier, data, (), batch_size=256)
+    dropped = observe_drops(
+        classifier,
+        data,
+        selection,
+        predictions=predictions,
+        sweep="sampled",
+        replace="zero",
+        epsilons=(),
+        mode="transfer",
+        batch_size=256,
+    )
+    sampled = time.perf_counter() - start
+    weights = np.abs(predictions.right[:, None].astype(np.float64) - dropped.clean_right)
+    errors = 100 * np.sqrt((weights * (weights - 1)).sum(axis=0)) / len(data)
+    return {
+        "neurons": len(selection.neurons),
+        "accuracy": float(predictions.right.mean()),
+        "sampled": sampled,
+        "loop": taken,
+        "median": float(np.median(errors)),
+        "largest": float(errors.max()),
+        "above": int((errors > 0.1).sum()),
+    }
+
+
+def trained(name: str) -> fn.Classifier:
+    """A network of torchvision on CIFAR-10, trained once, briefly, and kept beside the measurements."""
+    folder = KEPT / f"{name}-{EPOCHS}-epochs"
+    if not (folder / "weights.safetensors").is_file():
+        schedule = make_schedule(find_dataset("cifar10"), epochs=EPOCHS, seed=0)
+        for _ in train_model(
+            name, "cifar10", output=folder, schedule=schedule, command="benchmarks/sweep.py"
+        ):
+            pass
+    return fn.load_model(name, weights=folder / "weights.safetensors", data=fn.load_data("cifar10", limit=10))
+
+
+def adaptive_part(cache: Cache) -> str:
+    """FGSM made anew without each neuron."""
+    torch.set_num_threads(cache.get("threads", calibrated_threads))
+    found = cache.get("adaptive mnist-cnn", measure_adaptive)
+    rows = [
+        {
+            "network": "mnist-cnn",
+            "neurons": 32,
+            "images": IMAGES,
+            "exact, s": f"{statistics.median(found['exact']):.2f}",
+            "loop, s": f"{statistics.median(found['loop']):.2f}",
+            "faster": ratios(found, "loop"),
+            "asked": "3",
+        }
+    ]
+    return f"""## Attacked anew
+
+FGSM 0.1 on the network without each neuron of the first layer: one pass forward, one back, one that judges.
+The loop drops, attacks and evaluates, at its best batch.
+
+{table(rows)}"""
+
+
+def measure_adaptive() -> dict[str, list[float]]:
+    classifier, images, labels = load("mnist-cnn")
+    (layer,) = target_layers(classifier, images, "first")
+    site, epsilons = layer.site("conv"), [Fraction(1, 10)]
+
+    def anew(way: Way, batch: int) -> torch.Tensor:
+        found = []
+        for start in range(0, len(images), batch):
+            part = images[start : start + batch]
+            pairs = Pairs.of(list(range(layer.channels)), torch.arange(len(part)))
+            of_part = way.attack(site, drop(0.0), pairs, part, labels[start : start + batch], epsilons)
+            found.append(of_part.adversarial_logits)
+        return torch.cat(found, dim=1)
+
+    reference = Reference(classifier)
+    batch = best_batch(lambda size: partial(anew, reference, size))
+    works: dict[str, Work] = {
+        "exact": partial(anew, Exact(classifier, images[:4]), BATCH),
+        "loop": partial(anew, reference, batch),
+    }
+    return seconds(works)
+
+
+def dtype_part(cache: Cache) -> str:
+    """bfloat16 against float32, both by the exact way."""
+    torch.set_num_threads(cache.get("threads", calibrated_threads))
+    rows = []
+    for name in SUBJECTS:
+        found = cache.get(f"dtype {name}", partial(measure_dtype, name))
+        rows.append(
+            {
+                "network": name,
+                "float32, s": f"{statistics.median(found['times']['float32']):.2f}",
+                "bfloat16, s": f"{statistics.median(found['times']['bfloat16']):.2f}",
+                "faster": f"{found['faster']:.2f}",
+                "predictions that differ": f"{found['different']:.2%}",
+            }
+        )
+    return f"""## bfloat16
+
+The same work in `--dtype bfloat16`, exact both times; a processor without instructions for it is slower.
+
+{table(rows)}"""
+
+
+def measure_dtype(name: str) -> Row:
+    classifier, images, _ = load(name)
+    layers = target_layers(classifier, images, "first")
+    works: dict[str, Work] = {
+        dtype: partial(exact, Exact(classifier.as_dtype(dtype), images[:4]), images, layers)
+        for dtype in ("float32", "bfloat16")
+    }
+    times = seconds(works)
+    full, half = (work().argmax(-1) for work in works.values())
+    pairs = zip(times["float32"], times["bfloat16"], strict=True)
+    return {
+        "times": times,
+        "faster": statistics.median(one / other for one, other in pairs),
+        "different": float((full != half).float().mean()),
+    }
+
+
+def memory_part(cache: Cache) -> str:
+    """The peak of a process of its own."""
+    rows = []
+    for neurons, images in ((32, 5_000), (64, 5_000), (64, 10_000)):
+        found = cache.get(f"memory {neurons} {images}", partial(measure_memory, neurons, images))
+        rows.append(
+            {
+                "neurons": neurons,
+                "images": f"{images:,}",
+                "resident at most, MB": f"{found['peak']:.0f}",
+                "before the sweep, MB": f"{found['before']:.0f}",
+            }
+        )
+    return f"""## Memory
+
+Clean drops of the first layer of resnet18 on CIFAR-10, exact, batches of 256, each in a process of its own.
+
+{table(rows)}"""
+
+
+def measure_memory(neurons: int, images: int) -> dict[str, float]:
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(peak_of, neurons, images).result()
+
+
+def peak_of(neurons: int, images: int) -> dict[str, float]:
+    """Resident megabytes at most, before and after, in this process."""
+    torch.manual_seed(0)
+    classifier = fn.Classifier(torchvision.models.get_model("resnet18", weights=None, num_classes=10))
+    data = fn.load_data("cifar10", limit=images)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+    fn.dropout(classifier, data, neurons=str(neurons), epsilons=[])
+    return {"before": before, "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3}
+
+
+PARTS = {
+    "speed": speed_part,
+    "layers": layers_part,
+    "sampled": sampled_part,
+    "adaptive": adaptive_part,
+    "dtype": dtype_part,
+    "memory": memory_part,
+    "cost": cost_part,
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="default: all of them")
     parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".md"))
-    parser.add_argument(
-        "--cache", type=Path, default=Path.home() / ".cache/fragile-neurons/benchmarks/sweep.json"
-    )
+    parser.add_argument("--cache", type=Path, default=KEPT / "sweep.json")
     given = parser.parse_args()
     warnings.simplefilter("ignore")  # captum's remarks
     cache = Cache(given.cache)
