@@ -28,9 +28,10 @@ from fragile_neurons.cli import main
 from fragile_neurons.models.loading import MODELS
 from fragile_neurons.report import sentences
 from fragile_neurons.runs.engines import local
-from fragile_neurons.runs.execute import Subject, execute_unit
+from fragile_neurons.runs.execute import execute_unit
 from fragile_neurons.runs.plan import Unit
 from fragile_neurons.runs.spec import AnalyzeSpec, Spec
+from fragile_neurons.runs.subject import Subject
 
 SMALL = ["--limit", "20", "--neurons", "3", "--device", "cpu"]
 SMALL_RUN = [*SMALL, "--epsilons", "0.1", "--batch-size", "4"]

@@ -17,10 +17,11 @@ import fragile_neurons as fn
 from fragile_neurons.analysis.robustness import RobustAccuracy, observe_attack, observe_smallest, worst_case
 from fragile_neurons.attacks import autoattack
 from fragile_neurons.attacks.smallest import HALVINGS, smallest_fooling_epsilons
-from fragile_neurons.runs.execute import Subject, execute_unit, open_subject
+from fragile_neurons.runs.execute import execute_unit
 from fragile_neurons.runs.ledger import Ledger
 from fragile_neurons.runs.plan import Unit
 from fragile_neurons.runs.spec import EvaluateSpec, make_spec
+from fragile_neurons.runs.subject import Subject, open_subject
 from fragile_neurons.workflows import run_subject, silent
 
 ATTACKS = ("fgsm", "pgd-margin", "sign-noise")

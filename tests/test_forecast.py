@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 import fragile_neurons as fn
-from fragile_neurons.runs.execute import open_subject
 from fragile_neurons.runs.forecast import forecast
 from fragile_neurons.runs.ledger import Ledger
 from fragile_neurons.runs.spec import make_spec
+from fragile_neurons.runs.subject import open_subject
 
 
 def subject_options(**changes: object) -> dict[str, object]:

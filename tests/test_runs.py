@@ -38,11 +38,12 @@ from fragile_neurons import (
 )
 from fragile_neurons.analysis.selection import select
 from fragile_neurons.runs.engines import local
-from fragile_neurons.runs.execute import Subject, execute_unit, open_subject
+from fragile_neurons.runs.execute import execute_unit
 from fragile_neurons.runs.export import write_file
 from fragile_neurons.runs.ledger import PARTIAL, Ledger
 from fragile_neurons.runs.plan import Unit, make_plan, needed
 from fragile_neurons.runs.spec import Spec, make_spec, read_spec
+from fragile_neurons.runs.subject import Subject, open_subject
 from fragile_neurons.workflows import run_spec, run_subject, silent
 
 CONTRACT_FILES = {

@@ -19,7 +19,6 @@ from fragile_neurons.norms import format_epsilon, parse_epsilons
 from fragile_neurons.report.tables import write_markdown
 from fragile_neurons.runs.engines.local import run_units
 from fragile_neurons.runs.evaluation import collect_evaluation
-from fragile_neurons.runs.execute import Subject, open_spec, open_subject
 from fragile_neurons.runs.export import export_analysis, export_evaluation, write_file
 from fragile_neurons.runs.folder import REPORTS, open_ledger, readable_disk_errors, resumable
 from fragile_neurons.runs.ledger import Ledger
@@ -27,6 +26,7 @@ from fragile_neurons.runs.plan import make_plan, plan_evaluation
 from fragile_neurons.runs.results import collect_results
 from fragile_neurons.runs.run import Run, open_run
 from fragile_neurons.runs.spec import EvaluateSpec, Spec, make_spec
+from fragile_neurons.runs.subject import Subject, open_spec, open_subject
 from fragile_neurons.sweeps.sampling import STANDARD_ERROR
 
 log = logging.getLogger(__name__)

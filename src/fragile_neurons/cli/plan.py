@@ -12,9 +12,9 @@ from rich.text import Text
 
 from fragile_neurons.cli.analyze import analyze, asked_spec
 from fragile_neurons.cli.console import console
-from fragile_neurons.runs.execute import open_spec
 from fragile_neurons.runs.forecast import Forecast, forecast
 from fragile_neurons.runs.spec import AnalyzeSpec
+from fragile_neurons.runs.subject import open_spec
 
 MEGABYTE = 1e6
 EXPLAINED = (

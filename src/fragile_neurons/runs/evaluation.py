@@ -15,8 +15,8 @@ from fragile_neurons.evidence import UNBOUNDED, Arrays
 from fragile_neurons.honesty import Evidence, check_attacks, check_inputs
 from fragile_neurons.norms import parse_epsilons
 from fragile_neurons.probe import Check
-from fragile_neurons.runs.execute import Subject
 from fragile_neurons.runs.ledger import Ledger
+from fragile_neurons.runs.subject import Subject
 
 
 @dataclass(frozen=True)

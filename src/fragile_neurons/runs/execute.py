@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from fractions import Fraction
-from functools import cached_property
-from typing import Literal
-
-import torch
 
 from fragile_neurons.analysis.cumulative import (
     chains,
@@ -18,17 +12,11 @@ from fragile_neurons.analysis.cumulative import (
     observe_chains,
 )
 from fragile_neurons.analysis.disturbance import observe_disturbances
-from fragile_neurons.analysis.dropout import open_sweeps, replacements
 from fragile_neurons.analysis.predictions import observe_predictions
 from fragile_neurons.analysis.robustness import observe_attack, observe_smallest
-from fragile_neurons.analysis.selection import Selection, probed, select
 from fragile_neurons.analysis.staging import learn_design, top_neurons
-from fragile_neurons.attacks.catalogue import attack_sha256, find_attack, missing_extra
-from fragile_neurons.classifier import Classifier, evaluating
+from fragile_neurons.classifier import evaluating
 from fragile_neurons.data.batches import batches
-from fragile_neurons.data.catalogue import load_data
-from fragile_neurons.data.images import ImageData
-from fragile_neurons.errors import InputError
 from fragile_neurons.evidence import (
     UNBOUNDED,
     Arrays,
@@ -37,161 +25,14 @@ from fragile_neurons.evidence import (
     observe_gradients,
     observe_inputs,
 )
-from fragile_neurons.models.loading import load_model
 from fragile_neurons.norms import parse_epsilons
 from fragile_neurons.runs.joining import join_disturbances, join_drops, join_patches, join_predictions
 from fragile_neurons.runs.plan import Unit
-from fragile_neurons.runs.spec import AnalyzeSpec, EvaluateSpec, Found, FoundLayer, Spec
-from fragile_neurons.sweeps.choice import choose_way
+from fragile_neurons.runs.spec import AnalyzeSpec, EvaluateSpec
+from fragile_neurons.runs.subject import Subject, threads
 from fragile_neurons.sweeps.observed import Dropped, Patched
 from fragile_neurons.sweeps.sampling import Design
 from fragile_neurons.sweeps.sweep import Sweep
-from fragile_neurons.sweeps.way import Way
-
-Stage = Literal["whole", "design", "sample", "refined"]
-
-
-@dataclass(frozen=True)
-class Subject:
-    """A spec and what it speaks of, opened: and, of `analyze`, the neurons and the way."""
-
-    spec: Spec
-    classifier: Classifier
-    data: ImageData
-    selection: Selection
-    way: Way | None = None
-    designs: dict[str, Design] = field(default_factory=dict, compare=False)
-    _swept: dict[tuple[int, int, Stage], list[tuple[Sweep, int]]] = field(default_factory=dict, compare=False)
-
-    @cached_property
-    def replacements(self) -> dict[str, list[float]]:
-        """What each channel of each layer becomes when it is dropped."""
-        assert isinstance(self.spec, AnalyzeSpec)
-        spec = self.spec
-        return {
-            layer.name: replacements(
-                self.classifier,
-                self.data,
-                layer,
-                site=spec.site,
-                replace=spec.replace,
-                batch_size=spec.batch_size,
-            )
-            for layer in self.selection.layers
-        }
-
-    def sweeps(self, start: int, stop: int, stage: Stage = "whole") -> list[tuple[Sweep, int]]:
-        """The batches of images start to stop; kept, since the next unit most likely asks for the same.
-
-        stage "sample": asked by the designs, which may be filled in later, before the layer is asked for.
-        """
-        if (start, stop, stage) not in self._swept:
-            assert self.way is not None
-            self._swept.clear()
-            self._swept[start, stop, stage] = list(
-                open_sweeps(
-                    self.way,
-                    self.classifier,
-                    self.data,
-                    self.selection.sites,
-                    parse_epsilons(self.spec.epsilons),
-                    batch_size=self.spec.batch_size,
-                    start=start,
-                    stop=stop,
-                    designs=self.designs if stage == "sample" else None,
-                    seed=self.spec.seed,
-                )
-            )
-        return self._swept[start, stop, stage]
-
-
-def open_spec(spec: Spec) -> Subject:
-    """Load what a spec names, and hold it against what an earlier probe found."""
-    data = load_data(
-        spec.data,
-        split=spec.split,
-        limit=spec.limit,
-        seed=spec.seed,
-        resize=spec.resize,
-        skip_bad=spec.skip_bad,
-    )
-    classifier = load_model(
-        spec.model,
-        data=data,
-        weights=spec.weights,
-        mean=spec.mean,
-        std=spec.std,
-        device=spec.device,
-    )
-    return open_subject(spec, classifier.as_dtype(spec.dtype), data)
-
-
-def open_subject(spec: Spec, classifier: Classifier, data: ImageData) -> Subject:
-    """Probe and choose; the spec of the result says what was found."""
-    choice = None
-    with threads(spec.threads):
-        if isinstance(spec, AnalyzeSpec):
-            selection = select(
-                classifier, data, layer=spec.layer, neurons=spec.neurons, site=spec.site, seed=spec.seed
-            )
-            choice = choose_way(classifier, selection.sites, selection.images, spec.sweep)
-        else:
-            batch, checks = probed(classifier, data)
-            selection = Selection((), (), "", batch.images, checks)
-    found = Found(
-        images=len(data),
-        excluded=data.excluded,
-        data_sha256=data.sha256,
-        weights_sha256=classifier.sha256(),
-        layers=tuple(
-            FoundLayer(
-                name=layer.name,
-                kind=layer.kind,
-                channels=layer.channels,
-                neurons=len(selection.channels(layer)),
-                kernel=layer.weight_shape[2:],
-            )
-            for layer in selection.layers
-        ),
-        attacks_sha256=_attacks_sha256(spec),
-        sweep=choice.name if choice else None,
-        sweep_reason=choice.reason if choice else None,
-    )
-    for name, value in found if spec.found is not None else ():
-        planned = getattr(spec.found, name)
-        if value != planned:
-            raise InputError(
-                f"this is not what the run was planned for: {name} differs",
-                given=value,
-                allowed=planned,
-                fix="bring back the same model and data, or start a new run",
-            )
-    update: dict[str, object] = {"found": found}
-    if isinstance(spec, EvaluateSpec) and spec.found is None:
-        update["unavailable"] = _unavailable(spec.attacks)
-    way = choice.way if choice else None
-    return Subject(spec.model_copy(update=update), classifier, data, selection, way)
-
-
-def _attacks_sha256(spec: Spec) -> dict[str, str]:
-    """The checksum of the file of each attack of the user's own."""
-    names = spec.attacks if isinstance(spec, EvaluateSpec) else ()
-    return {name: attack_sha256(name) for name in names if ":" in name}
-
-
-def _unavailable(attacks: Sequence[str]) -> tuple[str, ...]:
-    """Attacks whose extra is not installed; raises InputError if all are, or one does not exist."""
-    for name in attacks:
-        find_attack(name)
-    missing = tuple(name for name in attacks if missing_extra(name))
-    if len(missing) == len(attacks):
-        raise InputError(
-            "none of the attacks is installed",
-            given=", ".join(attacks),
-            allowed="at least one that is",
-            fix=str(missing_extra(missing[0])),
-        )
-    return missing
 
 
 def execute_unit(subject: Subject, unit: Unit, given: Sequence[tuple[Unit, Arrays]] = ()) -> Arrays:
@@ -336,14 +177,3 @@ def _execute_evaluation(
         grid = [Fraction(1)]
     held = conditions(data)[unit.attack]
     return observe_condition(held, classifier, data, grid, images=unit.stop, seed=seed)
-
-
-@contextmanager
-def threads(count: int) -> Iterator[None]:
-    """So many threads inside the block: sums in another order round differently."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

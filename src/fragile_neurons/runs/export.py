@@ -19,8 +19,8 @@ from pyarrow import csv, parquet
 from fragile_neurons.analysis.predictions import Predictions
 from fragile_neurons.analysis.robustness import Attempts
 from fragile_neurons.runs.evaluation import Evaluation
-from fragile_neurons.runs.execute import Subject
 from fragile_neurons.runs.results import Results
+from fragile_neurons.runs.subject import Subject
 from fragile_neurons.runs.summary import analysis_summary, evaluation_summary
 
 TABLES = ("neurons", "targeting", "cumulative", "images")

@@ -16,9 +16,10 @@ from fragile_neurons.analysis.disturbance import NOISE_DRAWS
 from fragile_neurons.analysis.staging import TOP, pilot_stop
 from fragile_neurons.errors import InputError
 from fragile_neurons.neurons import Layer
-from fragile_neurons.runs.execute import Subject, execute_unit
+from fragile_neurons.runs.execute import execute_unit
 from fragile_neurons.runs.plan import Kind, Unit
 from fragile_neurons.runs.spec import AnalyzeSpec
+from fragile_neurons.runs.subject import Subject
 from fragile_neurons.sweeps.choice import choose_way
 from fragile_neurons.sweeps.sampling import smallest_probability
 

@@ -26,11 +26,11 @@ from fragile_neurons.evidence import Arrays
 from fragile_neurons.honesty import check_inputs
 from fragile_neurons.norms import parse_epsilons
 from fragile_neurons.probe import Check
-from fragile_neurons.runs.execute import Subject
 from fragile_neurons.runs.joining import join_disturbances, join_drops, join_patches, join_predictions
 from fragile_neurons.runs.ledger import Ledger
 from fragile_neurons.runs.plan import Unit
 from fragile_neurons.runs.spec import AnalyzeSpec
+from fragile_neurons.runs.subject import Subject
 from fragile_neurons.sweeps.observed import Dropped
 
 

@@ -25,9 +25,9 @@ from fragile_neurons.attacks.catalogue import missing_extra
 from fragile_neurons.norms import format_epsilon
 from fragile_neurons.probe import Check
 from fragile_neurons.runs.evaluation import Evaluation
-from fragile_neurons.runs.execute import Subject
 from fragile_neurons.runs.results import Results
 from fragile_neurons.runs.spec import AnalyzeSpec, EvaluateSpec
+from fragile_neurons.runs.subject import Subject
 
 FORMAT_VERSION = 1
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from fragile_neurons.errors import FragileNeuronsError, InputError
-from fragile_neurons.runs.execute import Subject, execute_unit
+from fragile_neurons.runs.execute import execute_unit
 from fragile_neurons.runs.ledger import Ledger
 from fragile_neurons.runs.plan import Unit, needed
+from fragile_neurons.runs.subject import Subject
 
 
 def run_units(subject: Subject, ledger: Ledger) -> Iterator[Unit]:
