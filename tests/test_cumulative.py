@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 from fractions import Fraction
 
 import numpy as np
 import pytest
 import torch
+from edited import without_channels
 from torch import nn
 
 import fragile_neurons as fn
@@ -16,18 +16,6 @@ from fragile_neurons.attacks.fgsm import fgsm
 from fragile_neurons.stats import wilson
 
 EPSILON = Fraction(1, 20)
-
-
-def without(classifier: fn.Classifier, layer: str, channels: list[int]) -> fn.Classifier:
-    """A copy with the channels' kernels and biases at zero."""
-    edited = copy.deepcopy(classifier)
-    module = edited.module.get_submodule(layer)
-    assert isinstance(module, nn.Conv2d)
-    assert module.bias is not None
-    with torch.no_grad():
-        module.weight[channels] = 0
-        module.bias[channels] = 0
-    return edited
 
 
 def right(classifier: fn.Classifier, images: torch.Tensor, labels: torch.Tensor) -> np.ndarray:
@@ -60,7 +48,7 @@ def test_a_curve_is_the_network_without_more_and_more_kernels_by_the_order_of_th
     with torch.no_grad():
         margin = {}
         for channel in (None, *range(6)):
-            edited = without(small_classifier, "conv2", [] if channel is None else [channel])
+            edited = without_channels(small_classifier, "conv2", [] if channel is None else [channel])
             logits = edited(images)
             true = logits.gather(1, labels[:, None]).squeeze(1)
             margin[channel] = true - logits.scatter(1, labels[:, None], -torch.inf).amax(1)
@@ -69,7 +57,7 @@ def test_a_curve_is_the_network_without_more_and_more_kernels_by_the_order_of_th
         order = sorted(range(6), key=lambda channel: -fall[channel])
         tried = half == side
         for place, step in enumerate(curve.steps):
-            edited = without(small_classifier, "conv2", order[:step])
+            edited = without_channels(small_classifier, "conv2", order[:step])
             attacked = fgsm(edited if mode == "adaptive" else small_classifier, images, labels, [EPSILON])[0]
             np.testing.assert_array_equal(curve.right[0, place][tried], right(edited, images, labels)[tried])
             np.testing.assert_array_equal(
@@ -92,7 +80,7 @@ def test_the_targeted_come_first_in_their_order_and_random_orders_are_a_control(
     (struck,) = by_order["targeting"]
     images, labels = small_data[:]
     np.testing.assert_array_equal(
-        struck.right[0, 1], right(without(small_classifier, "conv1", [2]), images, labels)
+        struck.right[0, 1], right(without_channels(small_classifier, "conv1", [2]), images, labels)
     )
     draws = by_order["random"]
     assert [one.draw for one in draws] == list(range(DRAWS))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from fractions import Fraction
 
 import numpy as np
 import pytest
 import torch
 from captum.attr import LayerFeatureAblation
+from edited import without_channels
 from torch import nn
 
 import fragile_neurons as fn
@@ -26,18 +26,6 @@ EPSILONS = [Fraction(1, 50), Fraction(1, 20)]
 
 def layer_named(classifier: fn.Classifier, data: fn.ImageData, name: str) -> Layer:
     return next(layer for layer in probed_layers(classifier, data)[0] if layer.name == name)
-
-
-def without_channel(classifier: fn.Classifier, layer: str, channel: int) -> fn.Classifier:
-    """A copy with the channel's kernel and bias at zero."""
-    edited = copy.deepcopy(classifier)
-    module = edited.module.get_submodule(layer)
-    assert isinstance(module, nn.Conv2d)
-    assert module.bias is not None
-    with torch.no_grad():
-        module.weight[channel] = 0
-        module.bias[channel] = 0
-    return edited
 
 
 def state(classifier: fn.Classifier) -> list[object]:
@@ -65,7 +53,7 @@ def test_dropping_is_zeroing_kernel_and_bias(
     with torch.no_grad():
         before = small_classifier(images)
     for channel in channels:
-        edited = without_channel(small_classifier, name, channel)
+        edited = without_channels(small_classifier, name, [channel])
         anew = fgsm(edited, images, labels, EPSILONS)
         with torch.no_grad():
             clean = edited(images)
@@ -137,7 +125,7 @@ def test_a_shared_module_is_dropped_at_every_call() -> None:
     classifier = fn.Classifier(Shared())
     images = torch.rand(5, 2, 6, 6)
     site = Site("conv", "conv", "conv", None, 1, outputs=2)
-    edited = without_channel(classifier, "conv", 1)
+    edited = without_channels(classifier, "conv", [1])
     with torch.no_grad(), intervening(classifier, site, [1], drop(0.0)):
         torch.testing.assert_close(classifier(images), edited(images))
     (maps,) = record_maps(classifier, [site], images)
