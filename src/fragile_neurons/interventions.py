@@ -97,8 +97,8 @@ def record_gradients(
     sites: Sequence[Site],
     images: torch.Tensor,
     direction: Callable[[torch.Tensor], torch.Tensor],
-) -> tuple[torch.Tensor, list[tuple[torch.Tensor, torch.Tensor]]]:
-    """The logits; and for each site the maps, as record_maps has them, and the gradient there.
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """For each site the maps, as record_maps has them, and the gradient there.
 
     direction: from the logits to the gradient at them. It is zero at a site that they do not depend on.
     """
@@ -117,7 +117,7 @@ def record_gradients(
         maps = [_maps(site, output.detach()) for output in seen[site]]
         gradients = [torch.zeros_like(one) if (g := next(found)) is None else _maps(site, g) for one in maps]
         recorded.append((torch.cat(maps, dim=2), torch.cat(gradients, dim=2)))
-    return logits.detach(), recorded
+    return recorded
 
 
 def _maps(site: Site, output: torch.Tensor) -> torch.Tensor:

@@ -11,6 +11,7 @@ import torch
 from fragile_neurons.classifier import Classifier
 from fragile_neurons.foreign import logits_of
 from fragile_neurons.interventions import Replacement
+from fragile_neurons.losses import margin_direction
 from fragile_neurons.neurons import Site
 from fragile_neurons.sweeps.channelwise import Place
 from fragile_neurons.sweeps.graph import evaluate, trace
@@ -66,6 +67,8 @@ class ExactWalk:
         self._inputs = way.classifier.normalise(images).contiguous(memory_format=torch.channels_last)
         self._values: dict[str, Any] = {}
         self._done: set[str] = set()
+        self._slopes: dict[str, torch.Tensor] | None = None
+        self._fronted: tuple[Split, Replacement, tuple[dict[str, Any], dict[str, Any]]] | None = None
 
     def logits(self, site: Site, replace: Replacement, pairs: Pairs) -> torch.Tensor:
         with torch.no_grad(), self._way.classifier.computing():
@@ -91,6 +94,45 @@ class ExactWalk:
                         inputs.append(Act(part, replace))
                 found.append(logits_of(one.rest(*inputs)).float())
             return torch.cat(found)[: len(pairs)]
+
+    def foretell(
+        self, site: Site, channels: Sequence[int], replace: Replacement, labels: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """To first order where the front ends: norms and activations on the way there are exact."""
+        with torch.no_grad(), self._way.classifier.computing():
+            one = self._advance(site)
+            before, after = self._front(one, replace)
+        if self._slopes is None:
+            self._slopes = self._gradients(labels)
+        changed = [
+            _by_channel(one.places[node], (after[node.name] != before[node.name]).float())
+            for node in one.starts
+        ]
+        changes = torch.zeros_like(changed[0])
+        for node in one.ends:
+            move = (after[node.name] - before[node.name]).float()
+            changes += _by_channel(one.places[node], move * self._slopes[one.starts.get(node, node.name)])
+        moved = torch.stack(changed).any(dim=0)
+        return changes[:, list(channels)].T, moved[:, list(channels)].T
+
+    def _gradients(self, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Of each image's margin, at the ends of the fronts of all sites that are left, by name."""
+        graph = self._way.traced.graph
+        splits = [self._way.split(site) for site in self._sites]
+        names = sorted({one.starts.get(node, node.name) for one in splits for node in one.ends})
+        with torch.enable_grad(), self._way.classifier.computing():
+            values = evaluate(graph, graph.graph.nodes, self._inputs.detach().requires_grad_(True))
+            logits = logits_of(values["output"]).float()
+            found = torch.autograd.grad(
+                logits,
+                [values[name] for name in names],
+                -margin_direction(logits.detach(), labels),
+                allow_unused=True,
+            )
+        return {
+            name: torch.zeros_like(values[name]) if slope is None else slope.float()
+            for name, slope in zip(names, found, strict=True)
+        }
 
     def maps(self, site: Site) -> torch.Tensor:
         with torch.no_grad(), self._way.classifier.computing():
@@ -118,7 +160,9 @@ class ExactWalk:
         return one
 
     def _front(self, one: Split, replace: Replacement) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The values of the front as they are, and with every channel replaced."""
+        """The values of the front as they are, and with every channel replaced; the last ones are kept."""
+        if self._fronted is not None and self._fronted[:2] == (one, replace):
+            return self._fronted[2]
         before, after = dict(self._values), dict(self._values)
         for node in one.front:
             if node in one.starts:
@@ -127,7 +171,13 @@ class ExactWalk:
             else:
                 before = evaluate(one.whole, [node], self._inputs, before)
                 after = evaluate(one.whole, [node], self._inputs, after)
+        self._fronted = (one, replace, (before, after))
         return before, after
+
+
+def _by_channel(place: Place, values: torch.Tensor) -> torch.Tensor:
+    """(images, channels) sums of values over all that belongs to a channel."""
+    return torch.unflatten(values.movedim(place.axis, 1), 1, (-1, place.width)).flatten(2).sum(dim=2)
 
 
 def _all_replaced(output: torch.Tensor, axis: int, replace: Replacement) -> torch.Tensor:

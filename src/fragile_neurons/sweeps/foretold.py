@@ -8,23 +8,19 @@ import torch
 
 from fragile_neurons.classifier import Classifier
 from fragile_neurons.interventions import Replacement, record_gradients
-from fragile_neurons.losses import margin_direction, margins
+from fragile_neurons.losses import margin_direction
 from fragile_neurons.neurons import Site
 
 
 class Foretold:
-    """The slopes of each image's margin at the sites' maps.
-
-    margins: (n,) of the network as it is, true logit minus best other.
-    """
+    """The slopes of each image's margin, true logit minus best other, at the sites' maps."""
 
     def __init__(
         self, classifier: Classifier, sites: Sequence[Site], images: torch.Tensor, labels: torch.Tensor
     ) -> None:
-        logits, recorded = record_gradients(
+        recorded = record_gradients(
             classifier, sites, images, lambda logits: -margin_direction(logits, labels)
         )
-        self.margins = margins(logits, labels)
         self._recorded = dict(zip(sites, recorded, strict=True))
 
     def changes(self, site: Site, channels: Sequence[int], replace: Replacement) -> torch.Tensor:

@@ -11,6 +11,7 @@ from fragile_neurons.classifier import Classifier
 from fragile_neurons.interventions import Replacement, intervening, record_maps
 from fragile_neurons.neurons import Site
 from fragile_neurons.sweeps.baseline import measure_baseline
+from fragile_neurons.sweeps.foretold import Foretold
 from fragile_neurons.sweeps.pairs import Pairs
 from fragile_neurons.sweeps.way import Attacked
 
@@ -24,7 +25,7 @@ class Reference:
         self.classifier = classifier
 
     def walk(self, images: torch.Tensor, sites: Sequence[Site]) -> ReferenceWalk:
-        return ReferenceWalk(self.classifier, images)
+        return ReferenceWalk(self.classifier, images, sites)
 
     def attack(
         self,
@@ -47,8 +48,9 @@ class Reference:
 class ReferenceWalk:
     """One batch; nothing is shared between neurons."""
 
-    def __init__(self, classifier: Classifier, images: torch.Tensor) -> None:
-        self.classifier, self.images = classifier, images
+    def __init__(self, classifier: Classifier, images: torch.Tensor, sites: Sequence[Site]) -> None:
+        self.classifier, self.images, self._sites = classifier, images, sites
+        self._foretold: Foretold | None = None
 
     def logits(self, site: Site, replace: Replacement, pairs: Pairs) -> torch.Tensor:
         found = []
@@ -59,6 +61,13 @@ class ReferenceWalk:
                 with intervening(self.classifier, site, [channel], replace):
                     found.append(self.classifier(self.images)[images])
         return torch.cat(found)
+
+    def foretell(
+        self, site: Site, channels: Sequence[int], replace: Replacement, labels: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        if self._foretold is None:
+            self._foretold = Foretold(self.classifier, self._sites, self.images, labels)
+        return self._foretold.changes(site, channels, replace), self._foretold.moved(site, channels, replace)
 
     def maps(self, site: Site) -> torch.Tensor:
         (maps,) = record_maps(self.classifier, [site], self.images)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -29,26 +29,30 @@ Array = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class Foreseen:
-    """One question before it is asked: margins (n,), their foretold changes (channels, n) and which
-    images are asked at all, (n,) bool.
+    """One question before it is asked.
+
+    margins: (n,). changes: (channels, n), of the margins, foretold. moved: (channels, n) bool, whether the
+    map becomes another one. asked: (n,) bool, which images are asked at all.
     """
 
     margins: Array
     changes: Array
+    moved: npt.NDArray[np.bool_]
     asked: npt.NDArray[np.bool_]
 
     def first_images(self, count: int) -> Foreseen:
         """The first images alone."""
-        return Foreseen(self.margins[:count], self.changes[:, :count], self.asked[:count])
+        return self.of_images(np.arange(count))
+
+    def of_images(self, rows: npt.NDArray[Any]) -> Foreseen:
+        """Some of the images."""
+        return Foreseen(**{field.name: getattr(self, field.name)[..., rows] for field in fields(self)})
 
     @classmethod
     def join(cls, parts: Sequence[Foreseen]) -> Foreseen:
         """More images."""
-        return cls(
-            np.concatenate([part.margins for part in parts]),
-            np.concatenate([part.changes for part in parts], axis=1),
-            np.concatenate([part.asked for part in parts]),
-        )
+        names = [field.name for field in fields(cls)]
+        return cls(**{name: np.concatenate([getattr(part, name) for part in parts], -1) for name in names})
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,7 +82,7 @@ class Odds:
         if here.sum() < FEWEST:  # there is no telling: ask every pair
             zero = np.zeros(channels)
             return cls(zero, zero, zero, np.zeros(1), np.full(channels, np.inf), zero + 1)
-        pilot, after = Foreseen(pilot.margins[here], pilot.changes[:, here], here[here]), after[:, here]
+        pilot, after = pilot.of_images(here), after[:, here]
         actual, changes = after - pilot.margins, pilot.changes
         centred = changes - changes.mean(axis=1, keepdims=True)
         length = (centred**2).sum(axis=1)

@@ -40,7 +40,8 @@ class Split:
     front and the rest ask for; needed: its nodes that lead to them, in order. front: from the site
     on, nodes of `whole` that treat each channel alone; starts: of those that stand for the site, the
     traced node. places: where the channels are, by node of the front. mixing: the layers that first
-    mix them. rest: from the values of `boundary`, in order, to outputs. rows: how many suit the rest.
+    mix them. ends: of the front, what these and the rest read. rest: from the values of `boundary`, in
+    order, to outputs. rows: how many suit the rest.
     """
 
     whole: fx.GraphModule
@@ -50,6 +51,7 @@ class Split:
     starts: Mapping[fx.Node, str]
     places: Mapping[fx.Node, Place]
     mixing: Mapping[fx.Node, nn.Module]
+    ends: tuple[fx.Node, ...]
     rest: fx.GraphModule
     boundary: tuple[fx.Node, ...]
     rows: int
@@ -102,6 +104,7 @@ def split(traced: Traced, site: Site) -> Split:
         starts=starts,
         places=places,
         mixing=mixing,
+        ends=tuple(node for node in places if node in boundary or any(user in mixing for user in node.users)),
         rest=rest,
         boundary=boundary,
         rows=_suitable_rows(rest, shapes),

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,6 @@ from fragile_neurons.interventions import Replacement, drop, keep, patch
 from fragile_neurons.neurons import Site
 from fragile_neurons.sweeps.answers import Answer, Before, Weighted, estimate
 from fragile_neurons.sweeps.baseline import measure_baseline
-from fragile_neurons.sweeps.foretold import Foretold
 from fragile_neurons.sweeps.observed import (
     ADAPTIVE,
     CLEAN,
@@ -61,7 +59,7 @@ class Sweep:
         epsilons: Sequence[Fraction],
         sample: Sample | None = None,
     ) -> None:
-        self._way, self._classifier, self._sites, self._sample = way, classifier, sites, sample
+        self._way, self._sample = way, sample
         self._images, self._labels, self._epsilons = images, labels, epsilons
         self._names = question_names(epsilons)
         self._turns, self._blind = [images], torch.zeros_like(labels, dtype=torch.bool)
@@ -109,7 +107,10 @@ class Sweep:
 
         Asked only of the images where it can change the answer: the fooled, and those right clean.
         """
-        answers = [self._answer(question, site, channels)[0] for question in self._patches(site)]
+        answers = []
+        for question in self._patches(site):
+            foreseen = None if self._sample is None else self._foresee(question, site, channels)
+            answers.append(self._answer(question, site, channels, foreseen)[0])
         rescued, broken = answers[: len(self._epsilons)], answers[len(self._epsilons) :]
         return Patched(
             rescued=self._stack([one.flipped for one in rescued], channels, np.bool_),
@@ -154,23 +155,25 @@ class Sweep:
 
     def _dropped(self, question: Question, site: Site, channels: Sequence[int]) -> tuple[Answer, Array]:
         """The answer, and how far it moves a logit, (n, channels); of a sample, infinite if the map moves."""
-        answer, logits = self._answer(question, site, channels)
-        if self._sample is not None:
-            moved = self._foretold[question.turn].moved(site, channels, question.replace)
-            return answer, np.where(moved.T.cpu().numpy(), np.float32(np.inf), np.float32(0))
+        foreseen = None if self._sample is None else self._foresee(question, site, channels)
+        answer, logits = self._answer(question, site, channels, foreseen)
+        if foreseen is not None:
+            return answer, np.where(foreseen.moved.T, np.float32(np.inf), np.float32(0))
         # compared with the same way's own pass: a dead neuron moves no logit by a rounding
         pairs = Pairs.where(channels[:1], question.asked.unsqueeze(0))
         kept = self._walks[question.turn].logits(site, keep, pairs)
         move = (torch.unflatten(logits, 0, (len(channels), -1)) - kept).abs().amax(-1)
         return answer, move.T.cpu().numpy()
 
-    def _answer(self, question: Question, site: Site, channels: Sequence[int]) -> tuple[Answer, torch.Tensor]:
+    def _answer(
+        self, question: Question, site: Site, channels: Sequence[int], foreseen: Foreseen | None
+    ) -> tuple[Answer, torch.Tensor]:
         """One question, and the logits (pairs, classes) of the pairs that were asked."""
         walk, before = self._walks[question.turn], self._before[question.turn]
         asked, sample = question.asked.expand(len(channels), -1), None
-        if self._sample is not None:
-            foreseen = {question.name: self._foresee(question, site, channels)}
-            sample = self._sample.draw(site.layer, channels, foreseen)[question.name]
+        if self._sample is not None and foreseen is not None:
+            drawn = self._sample.draw(site.layer, channels, {question.name: foreseen})
+            sample = drawn[question.name]
             asked = torch.from_numpy(sample.drawn).to(asked.device)
         pairs = Pairs.where(channels, asked)
         logits = walk.logits(site, question.replace, pairs) if len(pairs) else before.logits[:0]
@@ -203,22 +206,19 @@ class Sweep:
         differs[rows, columns] = found.zero_gradient.cpu().numpy() != blind[rows, 0]
         return answers, estimate(blind, differs, samples[0] if samples else None)
 
-    @cached_property
-    def _foretold(self) -> list[Foretold]:
-        return [Foretold(self._classifier, self._sites, one, self._labels) for one in self._turns]
-
     def _foresee_all(
         self, questions: Sequence[Question], site: Site, channels: Sequence[int]
     ) -> dict[str, Foreseen]:
         return {question.name: self._foresee(question, site, channels) for question in questions}
 
     def _foresee(self, question: Question, site: Site, channels: Sequence[int]) -> Foreseen:
-        foretold = self._foretold[question.turn]
-        changes = foretold.changes(site, channels, question.replace)
+        walk, before = self._walks[question.turn], self._before[question.turn]
+        changes, moved = walk.foretell(site, channels, question.replace, self._labels)
         return Foreseen(
-            foretold.margins.double().cpu().numpy(),
-            changes.double().cpu().numpy(),
-            question.asked.cpu().numpy(),
+            margins=before.margins.double().cpu().numpy(),
+            changes=changes.double().cpu().numpy(),
+            moved=moved.cpu().numpy(),
+            asked=question.asked.cpu().numpy(),
         )
 
     def _stack(

@@ -48,6 +48,13 @@ class Walk(Protocol):
     def logits(self, site: Site, replace: Replacement, pairs: Pairs) -> torch.Tensor:
         """(pairs, classes): for each pair the image's logits with the channel replaced."""
 
+    def foretell(
+        self, site: Site, channels: Sequence[int], replace: Replacement, labels: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(channels, images) both: to first order the change of the margin (true logit minus best other),
+        by one pass back for all sites; and whether the map becomes another one.
+        """
+
     def maps(self, site: Site) -> torch.Tensor:
         """(images, channels, *map): what the site puts out in the network as it is."""
 
