@@ -164,11 +164,11 @@ def test_a_killed_run_resumes_to_the_same_bytes(
 ) -> None:
     computed: list[str] = []
 
-    def watched(one: Subject, unit: Unit) -> dict[str, Any]:
+    def watched(one: Subject, unit: Unit, *given: Any) -> dict[str, Any]:
         if len(computed) == done:
             raise KeyboardInterrupt
         computed.append(unit.id)
-        return execute_unit(one, unit)
+        return execute_unit(one, unit, *given)
 
     folder = tmp_path / "run"
     with monkeypatch.context() as patch:

@@ -83,7 +83,8 @@ class Classifier(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         with self.computing():
-            return logits_of(self.module(self.normalise(images))).float()
+            logits = logits_of(self.module(self.normalise(images)))
+        return logits if self.dtype == "float32" else logits.float()
 
     def as_dtype(self, dtype: str) -> Classifier:
         """The same network, its weights shared, computing in `float32` or `bfloat16`.
