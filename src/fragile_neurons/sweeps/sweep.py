@@ -80,13 +80,17 @@ class Sweep:
 
         `adaptive` attacks each network anew.
         """
+        questions = self._drops(values)
+        foreseen = [self._sampled(question, site, channels) for question in questions]
         (clean, clean_move), *transfer = (
-            self._dropped(question, site, channels) for question in self._drops(values)
+            self._dropped(question, told, site, channels)
+            for question, told in zip(questions, foreseen, strict=True)
         )
         anew: list[Answer] = []
         zero_gradient = np.zeros((len(self._labels), len(channels)), dtype=np.bool_)
         if adaptive and self._epsilons:
-            anew, zero_gradient = self._dropped_anew(site, channels, values)
+            told = [one for one in foreseen[1:] if one is not None]
+            anew, zero_gradient = self._dropped_anew(site, channels, values, told)
         return Dropped(
             clean_right=clean.right,
             clean_margin=clean.margin,
@@ -107,10 +111,10 @@ class Sweep:
 
         Asked only of the images where it can change the answer: the fooled, and those right clean.
         """
-        answers = []
-        for question in self._patches(site):
-            foreseen = None if self._sample is None else self._foresee(question, site, channels)
-            answers.append(self._answer(question, site, channels, foreseen)[0])
+        answers = [
+            self._answer(question, self._sampled(question, site, channels), site, channels)[0]
+            for question in self._patches(site)
+        ]
         rescued, broken = answers[: len(self._epsilons)], answers[len(self._epsilons) :]
         return Patched(
             rescued=self._stack([one.flipped for one in rescued], channels, np.bool_),
@@ -125,10 +129,12 @@ class Sweep:
         self, site: Site, channels: Sequence[int], values: Sequence[float], names: Collection[str]
     ) -> dict[str, Foreseen]:
         """What is foretold of these questions, by name; values as of `drop`."""
-        found = self._foresee_all(self._drops(values), site, channels)
-        found |= dict(zip(self._names[ADAPTIVE], list(found.values())[1:], strict=True))
+        questions = self._drops(values)
         if any(name in names for name in self._names[RESCUE]):
-            found |= self._foresee_all(self._patches(site), site, channels)
+            questions += self._patches(site)
+        found = {question.name: self._foresee(question, site, channels) for question in questions}
+        anew = zip(self._names[ADAPTIVE], self._names[TRANSFER], strict=True)
+        found |= {name: found[transfer] for name, transfer in anew}
         return {name: found[name] for name in names}
 
     def _drops(self, values: Sequence[float]) -> list[Question]:
@@ -153,10 +159,11 @@ class Sweep:
             ),
         ]
 
-    def _dropped(self, question: Question, site: Site, channels: Sequence[int]) -> tuple[Answer, Array]:
+    def _dropped(
+        self, question: Question, foreseen: Foreseen | None, site: Site, channels: Sequence[int]
+    ) -> tuple[Answer, Array]:
         """The answer, and how far it moves a logit, (n, channels); of a sample, infinite if the map moves."""
-        foreseen = None if self._sample is None else self._foresee(question, site, channels)
-        answer, logits = self._answer(question, site, channels, foreseen)
+        answer, logits = self._answer(question, foreseen, site, channels)
         if foreseen is not None:
             return answer, np.where(foreseen.moved.T, np.float32(np.inf), np.float32(0))
         # compared with the same way's own pass: a dead neuron moves no logit by a rounding
@@ -166,7 +173,7 @@ class Sweep:
         return answer, move.T.cpu().numpy()
 
     def _answer(
-        self, question: Question, site: Site, channels: Sequence[int], foreseen: Foreseen | None
+        self, question: Question, foreseen: Foreseen | None, site: Site, channels: Sequence[int]
     ) -> tuple[Answer, torch.Tensor]:
         """One question, and the logits (pairs, classes) of the pairs that were asked."""
         walk, before = self._walks[question.turn], self._before[question.turn]
@@ -180,13 +187,16 @@ class Sweep:
         return Answer.of_pairs(logits, before, asked, sample), logits
 
     def _dropped_anew(
-        self, site: Site, channels: Sequence[int], values: Sequence[float]
+        self, site: Site, channels: Sequence[int], values: Sequence[float], transfer: Sequence[Foreseen]
     ) -> tuple[list[Answer], Array]:
-        """An answer for each epsilon, on images made anew; (n, channels) whether a pair has no gradient."""
+        """An answer for each epsilon, on images made anew; (n, channels) whether a pair has no gradient.
+
+        transfer: what of a sample is foretold at each epsilon on the whole network's images.
+        """
         asked = torch.ones(len(channels), len(self._labels), dtype=torch.bool, device=self._labels.device)
         samples: list[Weighted] = []
         if self._sample is not None:
-            foreseen = self.foresee(site, channels, values, self._names[ADAPTIVE])
+            foreseen = dict(zip(self._names[ADAPTIVE], transfer, strict=True))
             samples = list(self._sample.draw(site.layer, channels, foreseen).values())
             asked = torch.from_numpy(samples[0].drawn).to(asked.device)
         pairs = Pairs.where(channels, asked)
@@ -206,10 +216,9 @@ class Sweep:
         differs[rows, columns] = found.zero_gradient.cpu().numpy() != blind[rows, 0]
         return answers, estimate(blind, differs, samples[0] if samples else None)
 
-    def _foresee_all(
-        self, questions: Sequence[Question], site: Site, channels: Sequence[int]
-    ) -> dict[str, Foreseen]:
-        return {question.name: self._foresee(question, site, channels) for question in questions}
+    def _sampled(self, question: Question, site: Site, channels: Sequence[int]) -> Foreseen | None:
+        """What a sample is drawn by; None where every pair is asked."""
+        return None if self._sample is None else self._foresee(question, site, channels)
 
     def _foresee(self, question: Question, site: Site, channels: Sequence[int]) -> Foreseen:
         walk, before = self._walks[question.turn], self._before[question.turn]
