@@ -19,8 +19,7 @@ from fragile_neurons.runs.subject import open_spec
 MEGABYTE = 1e6
 EXPLAINED = (
     "Passes: images through the network or from a neuron on, gradients included. Memory: of the probe; "
-    "neurons and images add only results to it. Sampled: the fewest, where predictions hardly flip; at "
-    "most as exact."
+    "neurons and images add only results to it. Sampled: the fewest, where predictions hardly flip."
 )
 
 

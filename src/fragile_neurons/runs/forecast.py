@@ -14,7 +14,6 @@ import numpy as np
 from fragile_neurons.analysis.cumulative import DRAWS, curve_stop, steps_of
 from fragile_neurons.analysis.disturbance import NOISE_DRAWS
 from fragile_neurons.analysis.staging import TOP, pilot_stop
-from fragile_neurons.errors import InputError
 from fragile_neurons.neurons import Layer
 from fragile_neurons.runs.execute import execute_unit
 from fragile_neurons.runs.plan import Kind, Unit
@@ -48,13 +47,12 @@ class Forecast:
 
 
 def forecast(subject: Subject) -> list[Forecast]:
-    """Reference, exact and sampled."""
+    """Reference, exact and, where that can be had, sampled."""
     found = []
-    for name in ("reference", "exact"):
-        try:
-            choice = choose_way(subject.classifier, subject.selection.sites, subject.selection.images, name)
-        except InputError as error:
-            found.append(Forecast(name, missing=str(error).splitlines()[1].split(":", 1)[1].strip()))
+    for name, asked in (("reference", "reference"), ("exact", "auto")):
+        choice = choose_way(subject.classifier, subject.selection.sites, subject.selection.images, asked)
+        if choice.name != name:
+            found.append(Forecast(name, missing=choice.reason))
             continue
         rows = np.arange(min(PROBE_IMAGES, len(subject.data)))
         probe = replace(subject, way=choice.way, data=subject.data.take(rows), designs={}, _swept={})

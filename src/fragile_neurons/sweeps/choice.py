@@ -53,7 +53,8 @@ def choose_way(classifier: Classifier, sites: Sequence[Site], images: torch.Tens
                 fix="use --sweep auto, which takes the slower reference sweep where it must",
             ) from None
         if asked == "sampled":
-            return Choice(Reference(classifier), name, f"asked for, through the slow reference: {problem}")
+            said = f"asked for, but by hooks, where a sample saves no time: {problem}"
+            return Choice(Reference(classifier), name, said)
         return Choice(Reference(classifier), "reference", str(problem))
     return Choice(way, name, "the network can be had as a graph" if asked == "auto" else "asked for")
 
