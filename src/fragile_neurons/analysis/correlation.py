@@ -29,14 +29,8 @@ from fragile_neurons.data.images import ImageData
 from fragile_neurons.neurons import Layer
 from fragile_neurons.norms import parse_epsilons
 from fragile_neurons.seeds import derive_seed
-from fragile_neurons.stats import (
-    Correlation,
-    Measure,
-    benjamini_hochberg,
-    holm,
-    split_half_correlations,
-    top_k_precision,
-)
+from fragile_neurons.split_half import Correlation, Measure, split_half_correlations
+from fragile_neurons.stats import benjamini_hochberg, holm, top_k_precision
 from fragile_neurons.sweeps.observed import Dropped
 from fragile_neurons.sweeps.sampling import STANDARD_ERROR
 
