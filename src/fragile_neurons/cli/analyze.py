@@ -69,7 +69,7 @@ def analyze(
 
       fragile-neurons analyze --layer conv2 --site act --neurons 16 --limit 500
 
-      fragile-neurons analyze --model cifar10-resnet20 --data cifar10 --layer all --sweep sampled
+      fragile-neurons analyze --model cifar10-resnet20 --layer all --limit 10000 --sweep sampled
 
       fragile-neurons analyze --spec runs/x/spec.toml --output runs/again
     """
