@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -58,10 +59,10 @@ def test_the_exact_sweep_in_bfloat16_is_the_hook_in_bfloat16(
 def test_a_run_in_bfloat16_says_so_and_is_another_run(
     small_classifier: fn.Classifier, small_data: fn.ImageData, tmp_path: Path, sweep: str
 ) -> None:
-    options = {"layer": "all", "epsilons": ["0.1"], "batch_size": 16, "sweep": sweep}
-    full = fn.analyze(small_classifier, small_data, output=tmp_path / "full", **options)  # type: ignore[arg-type]
+    options: dict[str, Any] = {"layer": "all", "epsilons": ["0.1"], "batch_size": 16, "sweep": sweep}
+    full = fn.analyze(small_classifier, small_data, output=tmp_path / "full", **options)
     twin = small_classifier.as_dtype("bfloat16")
-    half = fn.analyze(twin, small_data, output=tmp_path / "half", **options)  # type: ignore[arg-type]
+    half = fn.analyze(twin, small_data, output=tmp_path / "half", **options)
     assert (full.summary["spec"]["dtype"], half.summary["spec"]["dtype"]) == ("float32", "bfloat16")
     assert "in bfloat16." in (half.folder / "summary.md").read_text(encoding="utf-8")
     for name in ("margin_drop", "share", "disturbance"):
@@ -69,4 +70,4 @@ def test_a_run_in_bfloat16_says_so_and_is_another_run(
         np.testing.assert_allclose(other, one, atol=0.05 * np.abs(one).max())
         assert (other != one).any()
     with pytest.raises(fn.InputError, match="another run"):
-        fn.analyze(twin, small_data, output=tmp_path / "full", **options)  # type: ignore[arg-type]
+        fn.analyze(twin, small_data, output=tmp_path / "full", **options)

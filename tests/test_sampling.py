@@ -76,7 +76,7 @@ def test_of_a_linear_network_every_change_is_foretold_exactly(
     logits = (
         Exact(classifier, images).walk(images, [site]).logits(site, replace, Pairs.where(channels, everyone))
     )
-    after = Before(logits.unflatten(0, everyone.shape), labels).margins  # type: ignore[no-untyped-call]
+    after = Before(torch.unflatten(logits, 0, everyone.shape), labels).margins
     torch.testing.assert_close(before + changes, after, atol=1e-5, rtol=1e-4)
     assert moved.all()
 
