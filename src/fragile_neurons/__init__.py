@@ -14,7 +14,7 @@ from fragile_neurons.data.images import ImageData
 from fragile_neurons.errors import FragileNeuronsError, IncompleteError, InputError, IntegrityError
 from fragile_neurons.models.loading import load_model
 from fragile_neurons.runs.run import Run, open_run
-from fragile_neurons.workflows import analyze, evaluate
+from fragile_neurons.workflows import analyze, evaluate, harden
 
 __all__ = [
     "Classifier",
@@ -29,6 +29,7 @@ __all__ = [
     "cumulative",
     "dropout",
     "evaluate",
+    "harden",
     "load_data",
     "load_model",
     "open_run",

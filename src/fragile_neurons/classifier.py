@@ -97,6 +97,12 @@ class Classifier(nn.Module):
         other.dtype = dtype
         return other
 
+    def duplicate(self) -> Classifier:
+        """The same network with weights of its own."""
+        other = copy.copy(self)
+        other._modules = {**self._modules, "module": copy.deepcopy(self.module)}
+        return other
+
     def computing(self) -> AbstractContextManager[object]:
         """Inside the block operations compute in the classifier's dtype."""
         if self.dtype == "float32":

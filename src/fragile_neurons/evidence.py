@@ -167,10 +167,12 @@ def tempered_pgd(
     with torch.no_grad():
         margin = margins(classifier(images), labels)
     temperature = float(margin[margin > 0].median()) if (margin > 0).any() else 1.0
-    return pgd(Classifier(_Tempered(classifier, temperature)), images, labels, epsilons, generator=generator)
+    return pgd(Classifier(Tempered(classifier, temperature)), images, labels, epsilons, generator=generator)
 
 
-class _Tempered(nn.Module):
+class Tempered(nn.Module):
+    """A classifier whose logits are divided by a temperature."""
+
     def __init__(self, classifier: Classifier, temperature: float) -> None:
         super().__init__()
         self.classifier, self.temperature = classifier, temperature

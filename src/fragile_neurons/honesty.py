@@ -65,7 +65,7 @@ def check_attacks(evidence: Evidence) -> tuple[Check, ...]:
     least = np.min([right.mean(axis=1) for right in evidence.reported.values()], axis=0)
     worst = evidence.worst.mean(axis=1)
     outside = max(evidence.excess, key=lambda name: evidence.excess[name])
-    held, applies = evidence.held, bool(evidence.clean.mean() >= _enough(evidence.classes))
+    held, applies = evidence.held, bool(evidence.clean.mean() >= enough(evidence.classes))
     images = f"of {len(evidence.clean)} images"
 
     def compare(name: str, larger: str, smaller: str) -> Check:
@@ -111,10 +111,10 @@ def _ask(name: str, value: float | None, told: str = "", *, sure: bool = True) -
 def _above_chance(right: Bools, classes: int) -> Check:
     accuracy = float(right.mean())
     told = f"{100 * accuracy:.1f} % right of {len(right)} images, chance is {100 / classes:.3g} %"
-    return _ask("above chance", _enough(classes) - accuracy, told)
+    return _ask("above chance", enough(classes) - accuracy, told)
 
 
-def _enough(classes: int) -> float:
+def enough(classes: int) -> float:
     """Twice chance; of two classes, where that would be everything, halfway from chance to 1."""
     return min(TIMES_CHANCE / classes, (1 + 1 / classes) / 2)
 
@@ -125,7 +125,7 @@ def _normalisation(right: dict[str, Bools], classes: int) -> Check:
     gain, best = max((float(values.mean() - given.mean()), name) for name, values in others.items())
     lost, gained = int((given & ~others[best]).sum()), int((others[best] & ~given).sum())
     # chance is better than a network whose classes are in another order
-    sure = float(mcnemar(lost, gained)) * len(others) <= SURE and others[best].mean() >= _enough(classes)
+    sure = float(mcnemar(lost, gained)) * len(others) <= SURE and others[best].mean() >= enough(classes)
     told = (
         f"the network is right on {100 * others[best].mean():.0f} % of {len(given)} images {best}, "
         f"on {100 * given.mean():.0f} % as given"
@@ -150,7 +150,7 @@ def _class_order(predicted: npt.NDArray[Any], label: npt.NDArray[Any], classes: 
     given, reordered = predicted == label, renamed == label
     gain = float(reordered.mean() - given.mean())
     p = float(mcnemar(int((given & ~reordered).sum()), int((reordered & ~given).sum())))
-    sure = p <= SURE and reordered.mean() >= _enough(len(classes))
+    sure = p <= SURE and reordered.mean() >= enough(len(classes))
     if not sure or gain <= QUESTIONS["class order"].warn:
         return _ask("class order", gain, "no other order of the classes fits the outputs better", sure=sure)
     order = _best_order(predicted, label, np.ones(len(label), bool), len(classes))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 
 import torch
@@ -56,6 +56,25 @@ def intervening(
         return changed
 
     with _hooked(classifier, [site], change):
+        yield
+
+
+@contextmanager
+def scaling(
+    classifier: Classifier, changes: Mapping[Site, tuple[torch.Tensor, torch.Tensor]]
+) -> Iterator[None]:
+    """Inside the block the maps at each site are multiplied by factors and get shifts, (channels,) both.
+
+    Gradients pass to the images, and to factors and shifts.
+    """
+
+    def change(site: Site, output: torch.Tensor) -> torch.Tensor:
+        shape = [1] * output.ndim
+        shape[site.axis] = -1
+        factors, shifts = (values.to(output).view(shape) for values in changes[site])
+        return torch.addcmul(shifts, output, factors)
+
+    with _hooked(classifier, list(changes), change):
         yield
 
 

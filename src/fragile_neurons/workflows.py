@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -15,18 +16,20 @@ from fragile_neurons.classifier import Classifier
 from fragile_neurons.data.images import ImageData
 from fragile_neurons.evidence import conditions
 from fragile_neurons.honesty import check_inputs
-from fragile_neurons.norms import format_epsilon, parse_epsilons
+from fragile_neurons.norms import format_epsilon, parse_epsilon, parse_epsilons
 from fragile_neurons.report.tables import write_markdown
 from fragile_neurons.runs.engines.local import run_units
 from fragile_neurons.runs.evaluation import collect_evaluation
-from fragile_neurons.runs.export import export_analysis, export_evaluation, write_file
+from fragile_neurons.runs.export import export_analysis, export_evaluation, export_hardening, write_file
 from fragile_neurons.runs.folder import REPORTS, open_ledger, readable_disk_errors, resumable
+from fragile_neurons.runs.hardening import fitted, scoring_units, screened, trials_of
 from fragile_neurons.runs.ledger import Ledger
-from fragile_neurons.runs.plan import make_plan, plan_evaluation
+from fragile_neurons.runs.mended import collect_hardening
+from fragile_neurons.runs.plan import Unit, make_plan, plan_evaluation, plan_hardening
 from fragile_neurons.runs.results import collect_results
 from fragile_neurons.runs.run import Run, open_run
-from fragile_neurons.runs.spec import EvaluateSpec, Spec, make_spec
-from fragile_neurons.runs.subject import Subject, open_spec, open_subject
+from fragile_neurons.runs.spec import EvaluateSpec, HardenSpec, Spec, make_spec
+from fragile_neurons.runs.subject import Subject, open_spec, open_subject, open_to_harden
 from fragile_neurons.sweeps.sampling import STANDARD_ERROR
 
 log = logging.getLogger(__name__)
@@ -104,6 +107,60 @@ def evaluate(
     return run_subject(open_subject(spec, classifier, data), output=output, force=force, progress=progress)
 
 
+def harden(
+    classifier: Classifier,
+    *,
+    val: ImageData,
+    test: ImageData,
+    train: ImageData | None = None,
+    epsilon: str | float | Fraction,
+    epsilons: Sequence[str | float | Fraction] = (),
+    output: str | Path | None = None,
+    rule: str = "learned",
+    layer: str = "all",
+    site: str = "auto",
+    budget: float = 0.01,
+    minutes: float = 2.0,
+    steps: int | None = None,
+    alternatives: bool = True,
+    score: str = "clean",
+    strength: float = 0.5,
+    keep_energy: bool = False,
+    tolerance: float = 0.01,
+    batch_size: int = 256,
+    seed: int = 0,
+    force: bool = False,
+    progress: Progress = silent,
+) -> Run:
+    """Gains for the neurons of a network, judged on test, into a run folder; resumes there.
+
+    Fitted on train, or on one half of val, chosen on val. Run.hardened_weights is what the network's own
+    class loads. Raises InputError where the images overlap, or a layer's weights cannot hold gains.
+    """
+    spec = make_spec(
+        command="harden",
+        rule=rule,
+        epsilon=format_epsilon(parse_epsilon(epsilon)),
+        epsilons=[format_epsilon(one) for one in parse_epsilons(epsilons)],
+        **_subject_options(classifier, test),
+        layer=layer,
+        site=site,
+        budget=budget,
+        minutes=minutes,
+        steps=steps,
+        alternatives=alternatives,
+        score=score,
+        strength=strength,
+        keep_energy=keep_energy,
+        tolerance=tolerance,
+        batch_size=batch_size,
+        seed=seed,
+    )
+    assert isinstance(spec, HardenSpec)
+    subject = open_to_harden(spec, classifier, val=val, test=test, train=train)
+    return run_subject(subject, output=output, force=force, progress=progress)
+
+
 def _subject_options(classifier: Classifier, data: ImageData) -> dict[str, object]:
     return {
         "model": classifier.name,
@@ -135,20 +192,9 @@ def run_subject(subject: Subject, *, output: str | Path | None, force: bool, pro
     """Plan, execute, export, report; a finished run is only opened."""
     spec = subject.spec
     folder = Path("runs") / spec.run_name if output is None else Path(output)
-    assert spec.found is not None
-    if isinstance(spec, EvaluateSpec):
-        runnable = [name for name in spec.attacks if name not in spec.unavailable]
-        held = [name for name in conditions(subject.data) if name != "Square" or not missing_extra("square")]
-        units = plan_evaluation(runnable, held, spec.found.images, spec.batch_size)
-    else:
-        patched = any(parse_epsilons(spec.epsilons))
-        sampled = spec.found.sweep == "sampled"
-        units = make_plan(
-            subject.selection, spec.found.images, spec.batch_size, patched=patched, sampled=sampled
-        )
     with (
         readable_disk_errors(folder),
-        open_ledger(folder, spec, units, force=force) as ledger,
+        open_ledger(folder, spec, _plan(subject), force=force) as ledger,
         resumable(folder),
     ):
         ledger.forget_damage()
@@ -156,6 +202,8 @@ def run_subject(subject: Subject, *, output: str | Path | None, force: bool, pro
         if not ledger.is_exported:
             if isinstance(spec, EvaluateSpec):
                 names = export_evaluation(folder, subject, collect_evaluation(subject, ledger))
+            elif isinstance(spec, HardenSpec):
+                names = export_hardening(folder, subject, collect_hardening(subject, ledger))
             else:
                 names = export_analysis(folder, subject, collect_results(subject, ledger))
             for name in REPORTS:
@@ -164,11 +212,41 @@ def run_subject(subject: Subject, *, output: str | Path | None, force: bool, pro
     return open_run(folder)
 
 
+def _plan(subject: Subject) -> tuple[Unit, ...]:
+    spec = subject.spec
+    assert spec.found is not None
+    images, batch_size = spec.found.images, spec.batch_size
+    held = [name for name in conditions(subject.data) if name != "Square" or not missing_extra("square")]
+    if isinstance(spec, EvaluateSpec):
+        runnable = [name for name in spec.attacks if name not in spec.unavailable]
+        return plan_evaluation(runnable, held, images, batch_size)
+    if isinstance(spec, HardenSpec):
+        return plan_hardening(
+            scoring_units(subject),
+            screened(subject),
+            fitted(subject),
+            trials_of(subject),
+            held,
+            images,
+            batch_size,
+        )
+    patched = any(parse_epsilons(spec.epsilons))
+    sampled = spec.found.sweep == "sampled"
+    return make_plan(subject.selection, images, batch_size, patched=patched, sampled=sampled)
+
+
 def _run_pending(subject: Subject, ledger: Ledger, progress: Progress) -> None:
     total, left = len(ledger.units()), len(ledger.pending())
+    done = total - left
     with progress("units", total) as advance:
-        advance(total - left, "" if left else "all of them before")
-        for done, unit in enumerate(run_units(subject, ledger), total - left + 1):
+        advance(done, "" if left else "all of them before")
+        if subject.mending is not None:
+            telling = replace(
+                subject.mending, scratch=ledger.folder, tell=lambda note: advance(done, f"fitting: {note}")
+            )
+            subject = replace(subject, mending=telling)
+        for unit in run_units(subject, ledger):
+            done += 1
             advance(done, unit.id)
             if unit.kind == "gradients":
                 _warn(subject, ledger)

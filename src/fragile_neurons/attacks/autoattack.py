@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from importlib.util import find_spec
 from typing import Any
@@ -34,7 +34,19 @@ def autoattack(
 
     The targeted loss of APGD needs four classes: of three, APGD is untargeted; of two, left out.
     """
-    return _run(classifier, images, labels, epsilons, generator, None)
+    return _run(classifier, images, labels, epsilons, generator, standard_set)
+
+
+def apgd(
+    classifier: Classifier,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    epsilons: Sequence[Fraction],
+    *,
+    generator: torch.Generator | None = None,
+) -> torch.Tensor:
+    """The first two of the set, (epsilons, n, channels, height, width): APGD-CE and targeted APGD."""
+    return _run(classifier, images, labels, epsilons, generator, lambda classes: standard_set(classes)[:-2])
 
 
 def square(
@@ -47,7 +59,7 @@ def square(
     generator: torch.Generator | None = None,
 ) -> torch.Tensor:
     """Random search without gradients, (epsilons, n, channels, height, width); steps: queries per image."""
-    return _run(classifier, images, labels, epsilons, generator, steps)
+    return _run(classifier, images, labels, epsilons, generator, lambda _: ["square"], steps)
 
 
 def standard_set(classes: int) -> list[str]:
@@ -62,8 +74,10 @@ def _run(
     labels: torch.Tensor,
     epsilons: Sequence[Fraction],
     generator: torch.Generator | None,
-    queries: int | None,
+    parts: Callable[[int], list[str]],
+    queries: int = 5_000,
 ) -> torch.Tensor:
+    """parts: those of AutoAttack, for so many classes."""
     if not is_installed():
         raise InputError(
             "AutoAttack is not installed",
@@ -79,7 +93,7 @@ def _run(
         # it seeds torch's own generators, which are somebody else's
         with torch.random.fork_rng([images.device] if images.is_cuda else []):
             grid.append(
-                _standard(classifier, classes, float(epsilon), seed, queries, images.device)
+                _standard(classifier, classes, float(epsilon), seed, parts(classes), queries, images.device)
                 .run_standard_evaluation(images, labels, batch_size=len(images))[0]
                 .detach()
                 if epsilon
@@ -89,13 +103,19 @@ def _run(
 
 
 def _standard(
-    classifier: Classifier, classes: int, epsilon: float, seed: int, queries: int | None, device: torch.device
+    classifier: Classifier,
+    classes: int,
+    epsilon: float,
+    seed: int,
+    parts: list[str],
+    queries: int,
+    device: torch.device,
 ) -> Any:
     from pyautoattack import AutoAttack
 
     attack = AutoAttack(
         classifier,
-        attacks=["square"] if queries else standard_set(classes),
+        attacks=parts,
         device=device,
         eps=epsilon,
         seed=seed,
@@ -104,5 +124,5 @@ def _standard(
     # what version="standard" sets, which allows no choice of attacks
     attack.apgd.n_restarts = attack.fab.n_restarts = attack.apgd_targeted.n_restarts = 1
     attack.apgd_targeted.n_target_classes = attack.fab.n_target_classes = min(TARGETS, classes - 1)
-    attack.square.n_queries = queries or 5_000
+    attack.square.n_queries = queries
     return attack

@@ -14,6 +14,7 @@ from fragile_neurons.cli import data
 from fragile_neurons.cli.analyze import analyze
 from fragile_neurons.cli.console import errors
 from fragile_neurons.cli.evaluate import evaluate
+from fragile_neurons.cli.harden import harden
 from fragile_neurons.cli.models import layers, models
 from fragile_neurons.cli.plan import plan
 from fragile_neurons.cli.runs import resume, status, verify
@@ -42,7 +43,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for command in (analyze, evaluate, plan, resume, status, verify, layers, models, train):
+for command in (analyze, evaluate, harden, plan, resume, status, verify, layers, models, train):
     app.command()(command)
 app.add_typer(data.app, name="data")
 

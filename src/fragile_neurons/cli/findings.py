@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from rich.box import SIMPLE_HEAD
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
 from fragile_neurons.cli.console import console
-from fragile_neurons.report import evaluation, sentences
+from fragile_neurons.report import evaluation, hardening, sentences
 from fragile_neurons.report.tables import FRAGILE, TARGETED, Columns, last_epsilon, top_neurons
 from fragile_neurons.runs.run import Run
 
@@ -24,11 +26,40 @@ COLOURS = {
 
 def show_run(run: Run) -> None:
     """What a run found, and where it is."""
-    if run.command == "evaluate":
-        _show_evaluation(run)
-    else:
-        _show_analysis(run)
+    {"evaluate": _show_evaluation, "harden": _show_hardening}.get(run.command, _show_analysis)(run)
     console.print(Text(f"\nThe run is in {run.folder} (summary.md, summary.json, images.parquet, ...)"))
+
+
+def _show_hardening(run: Run) -> None:
+    """Before and after, the other ways to spend the time, the controls, the verdict, the checks."""
+    found = run.summary
+    data = found["data"]
+    title = f"{found['model']['name']} on {data['n']:,} {data['split']} images of {data['name']}"
+    console.print(_table(f"{title}, before and after", hardening.HEADER, hardening.difference_rows(found)))
+    if found["hardening"]["fits"]:
+        title = f"Beside other ways to spend the time, epsilon {found['hardening']['epsilon']}"
+        console.print(_table(title, hardening.OTHERS, hardening.other_rows(found)))
+    for line in (hardening.described(found), *hardening.control_lines(found)):
+        console.print(Text(line, style="dim"), soft_wrap=False)
+    console.print(Text(f"\n{hardening.verdict(found)}", style="bold"), soft_wrap=False)
+    _show_checks(found)
+
+
+def _table(title: str, header: list[str], rows: list[list[str]]) -> Table:
+    table = Table(title=Text(title, style="bold"), title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    for name in header:
+        table.add_column(name)
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    return table
+
+
+def _show_checks(found: dict[str, Any]) -> None:
+    console.print(
+        Text(f"\nCan these numbers be trusted? Checks: {evaluation.check_counts(found)}", style="bold")
+    )
+    for line in evaluation.flagged(found):
+        console.print(Text(f"  {line}", style="red" if "(fail)" in line else "yellow"))
 
 
 def _show_evaluation(run: Run) -> None:
@@ -46,11 +77,7 @@ def _show_evaluation(run: Run) -> None:
     console.print(table)
     console.print(Text(evaluation.PASSES_EXPLAINED, style="dim"), soft_wrap=False)
     console.print(Text(evaluation.smallest(found)))
-    console.print(
-        Text(f"\nCan these numbers be trusted? Checks: {evaluation.check_counts(found)}", style="bold")
-    )
-    for line in evaluation.flagged(found):
-        console.print(Text(f"  {line}", style="red" if "(fail)" in line else "yellow"))
+    _show_checks(found)
 
 
 def _show_analysis(run: Run) -> None:

@@ -13,9 +13,11 @@ from typing import Any, BinaryIO
 
 import torch
 from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from fragile_neurons.classifier import Classifier
 from fragile_neurons.errors import InputError
 
 MOST_DESCRIPTION_BYTES = 4 * 2**20  # names and shapes; a network of 10,000 tensors needs 2 MB
@@ -64,6 +66,18 @@ def read_weights(path: Path) -> Weights:
     if start.lstrip()[:1] == b"<":
         raise _unreadable(path, "this is a web page, probably an error message that was saved as a file")
     raise _unreadable(path, "the file is empty" if not start else f"it begins with {start[:8]!r}")
+
+
+def save_weights(classifier: Classifier, path: Path) -> None:
+    """The state dict as safetensors, with the keys of the module's own class and its normalisation."""
+    weights = {
+        key: one.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for key, one in classifier.module.state_dict().items()
+    }
+    parts = {"mean": classifier.mean, "std": classifier.std}
+    stored = {name: one.flatten().tolist() for name, one in parts.items() if one is not None}
+    # one entry, because safetensors writes several in an order that changes from run to run
+    save_file(weights, path, metadata={NORMALISATION: json.dumps(stored)})
 
 
 def fit_weights(module: nn.Module, weights: Weights, path: Path | str) -> None:

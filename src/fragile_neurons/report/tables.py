@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from fragile_neurons.report import evaluation, sentences
+from fragile_neurons.report import evaluation, hardening, sentences
 from fragile_neurons.report.sentences import number, points
 from fragile_neurons.runs.run import Run
 
@@ -29,7 +29,7 @@ def last_epsilon(run: Run) -> float | None:
 
 def markdown(run: Run) -> str:
     """The whole of summary.md."""
-    parts = _evaluation(run) if run.command == "evaluate" else _analysis(run)
+    parts = {"evaluate": _evaluation, "harden": _hardening}.get(run.command, _analysis)(run)
     checks = [evaluation.check_row(check) for check in run.summary["checks"]]
     return "\n\n".join([*parts, "## Checks", table(evaluation.CHECK_HEADER, checks)]) + "\n"
 
@@ -46,6 +46,22 @@ def _evaluation(run: Run) -> list[str]:
         ),
         escape(evaluation.PASSES_EXPLAINED),
         escape(evaluation.smallest(found)),
+    ]
+
+
+def _hardening(run: Run) -> list[str]:
+    found = run.summary
+    return [
+        f"# {escape(found['model']['name'])} on {escape(found['data']['name'])}: can it be mended?",
+        escape(hardening.described(found)),
+        f"**{escape(hardening.verdict(found))}**",
+        "## Before and after",
+        table(hardening.HEADER, hardening.difference_rows(found)),
+        "Accuracies with 95 % Wilson intervals; differences are of the same images, with Tango intervals.",
+        "## Beside other ways to spend the time",
+        table(hardening.OTHERS, hardening.other_rows(found)),
+        "## Controls",
+        *(f"- {escape(line)}" for line in hardening.control_lines(found)),
     ]
 
 

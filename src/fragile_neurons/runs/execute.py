@@ -26,9 +26,10 @@ from fragile_neurons.evidence import (
     observe_inputs,
 )
 from fragile_neurons.norms import parse_epsilons
+from fragile_neurons.runs.hardening import execute_hardening
 from fragile_neurons.runs.joining import join_disturbances, join_drops, join_patches, join_predictions
-from fragile_neurons.runs.plan import Unit
-from fragile_neurons.runs.spec import AnalyzeSpec, EvaluateSpec
+from fragile_neurons.runs.plan import SCORED, Unit
+from fragile_neurons.runs.spec import AnalyzeSpec, EvaluateSpec, HardenSpec
 from fragile_neurons.runs.subject import Subject, threads
 from fragile_neurons.sweeps.observed import Dropped, Patched
 from fragile_neurons.sweeps.sampling import Design
@@ -37,6 +38,9 @@ from fragile_neurons.sweeps.sweep import Sweep
 
 def execute_unit(subject: Subject, unit: Unit, given: Sequence[tuple[Unit, Arrays]] = ()) -> Arrays:
     """The arrays of one unit, by name; given: the results of the units that it needs."""
+    if unit.kind in SCORED and subject.mending is not None:
+        assert subject.mending.scoring is not None
+        subject = subject.mending.scoring
     spec, epsilons = subject.spec, parse_epsilons(subject.spec.epsilons)
     span = {"batch_size": spec.batch_size, "start": unit.start, "stop": unit.stop}
     with threads(spec.threads):
@@ -46,6 +50,8 @@ def execute_unit(subject: Subject, unit: Unit, given: Sequence[tuple[Unit, Array
             return observe_gradients(subject.classifier.as_dtype("float32"), subject.data, images=unit.stop)
         if isinstance(spec, EvaluateSpec):
             return _execute_evaluation(subject, unit, epsilons, span)
+        if isinstance(spec, HardenSpec):
+            return execute_hardening(subject, unit, given)
         assert isinstance(spec, AnalyzeSpec)
         if unit.kind == "predictions":
             return vars(observe_predictions(subject.classifier, subject.data, epsilons, **span))

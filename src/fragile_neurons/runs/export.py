@@ -18,13 +18,17 @@ from pyarrow import csv, parquet
 
 from fragile_neurons.analysis.predictions import Predictions
 from fragile_neurons.analysis.robustness import Attempts
+from fragile_neurons.models.weights import save_weights
 from fragile_neurons.runs.evaluation import Evaluation
+from fragile_neurons.runs.mended import Mended
+from fragile_neurons.runs.mended_summary import hardening_summary
 from fragile_neurons.runs.results import Results
 from fragile_neurons.runs.subject import Subject
 from fragile_neurons.runs.summary import analysis_summary, evaluation_summary
 
 TABLES = ("neurons", "targeting", "cumulative", "images")
-FILES = ("spec.toml", "summary.json", "neurons.csv", *(f"{name}.parquet" for name in TABLES))
+HARDENED = ("gains.csv", "hardened.safetensors", "hardened.json", "judgement.parquet")
+FILES = ("spec.toml", "summary.json", "neurons.csv", *(f"{name}.parquet" for name in TABLES), *HARDENED)
 """Every file that a run of any command may write here."""
 
 NEURONS = pa.schema(
@@ -106,6 +110,58 @@ def export_evaluation(folder: Path, subject: Subject, found: Evaluation) -> list
     """Write every file of `evaluate` that is made from results alone; their names."""
     images = images_table(subject, found.predictions, found.attempts, found.worst.epsilons, found.smallest)
     return _export(folder, subject, evaluation_summary(subject, found), {"images": images})
+
+
+def export_hardening(folder: Path, subject: Subject, found: Mended) -> list[str]:
+    """Write every file of `harden` that is made from results alone; their names."""
+    summary = hardening_summary(subject, found)
+    options = csv.WriteOptions(quoting_style="needed")
+    table = gains_table(found)
+    write_file(folder / "gains.csv", lambda path: csv.write_csv(table, path, options))
+    write_file(folder / "hardened.safetensors", partial(save_weights, found.hardened))
+    card = json.dumps(_card(summary, found), indent=2, allow_nan=False) + "\n"
+    write_file(folder / "hardened.json", lambda path: path.write_text(card, encoding="utf-8"))
+    return [*HARDENED[:-1], *_export(folder, subject, summary, {"judgement": found.judgement.to_table()})]
+
+
+def _card(summary: dict[str, Any], found: Mended) -> dict[str, Any]:
+    """What was done to the weights beside it, and the judgement on it."""
+    judged = summary["hardening"]
+    names = (
+        "rule",
+        "epsilon",
+        "budget",
+        "fitted_on",
+        "chosen_on",
+        "numbers",
+        "parameters",
+        "verdict",
+        "reason",
+    )
+    return {
+        "model": summary["model"],
+        "data": summary["data"],
+        "layers": [layer["name"] for layer in summary["layers"]],
+        "site": summary["site"],
+        **{name: judged[name] for name in (*names, "reason", "differences", "left_over")},
+        "weights_sha256": found.hardened.sha256(),
+        "environment": summary["environment"],
+    }
+
+
+def gains_table(found: Mended) -> pa.Table:
+    """A row per channel: layer, channel, site, gain (a factor), shift (added after it)."""
+    gains = found.gains
+    sizes = [len(factors) for factors in gains.factors]
+    return pa.table(
+        {
+            "layer": np.repeat([site.layer for site in gains.sites], sizes),
+            "channel": np.concatenate([np.arange(size) for size in sizes]),
+            "site": np.repeat([site.name for site in gains.sites], sizes),
+            "gain": np.concatenate(gains.factors),
+            "shift": np.concatenate(gains.shifts),
+        }
+    )
 
 
 def _export(

@@ -11,10 +11,12 @@ from fragile_neurons.analysis.cumulative import curve_stop
 from fragile_neurons.analysis.selection import Selection
 from fragile_neurons.analysis.staging import pilot_stop
 from fragile_neurons.evidence import ATTACKED_IMAGES, CHECKED_IMAGES
+from fragile_neurons.hardening.judge import HARDENED, ORIGINAL, TEMPERED, Trial
 
 BATCHES_PER_UNIT = 4
 NEURONS_PER_UNIT = 64
 SWEPT = ("drops", "patches")
+SCORED = ("predictions", "disturbances", *SWEPT)  # what scores of neurons are made of
 
 
 Kind = Literal[
@@ -32,12 +34,21 @@ Kind = Literal[
     "attack",
     "smallest",
     "condition",
+    "candidates",
+    "pace",
+    "fit",
+    "chosen",
+    "temperature",
+    "judged",
 ]
 
 
 @dataclass(frozen=True)
 class Unit:
-    """One piece of work on images start to stop; attack: its name, or that of a condition."""
+    """One piece of work on images start to stop; attack: its name, or that of a condition or score.
+
+    network: the one meant, of several. source: the one that its attack works on, if another.
+    """
 
     kind: Kind
     start: int
@@ -45,10 +56,14 @@ class Unit:
     layer: str = ""
     channels: tuple[int, ...] = ()
     attack: str = ""
+    network: str = ""
+    source: str = ""
 
     @property
     def id(self) -> str:
-        subject = f" {self.attack}" if self.attack else ""
+        subject = "".join(f" {name}" for name in (self.network, self.attack) if name)
+        if self.source:
+            subject += f" made on {self.source}"
         if self.layer:
             subject = f" {self.layer}"
         if self.channels:
@@ -116,6 +131,8 @@ def needed(unit: Unit, plan: Sequence[Unit]) -> list[Unit]:
         return [one for one in seen if one.layer in ("", unit.layer)]
     if unit.kind == "curves":
         return [one for one in plan if one.kind == "orders" and one.layer == unit.layer]
+    if unit.network or unit.kind == "candidates":
+        return _needed_to_harden(unit, plan)
     return []
 
 
@@ -131,6 +148,59 @@ def plan_evaluation(
         *(Unit("smallest", *span) for span in spans),
         *(Unit("condition", 0, min(images, ATTACKED_IMAGES), attack=name) for name in checks),
     )
+
+
+def plan_hardening(
+    scoring: Sequence[Unit],
+    scores: Sequence[str],
+    fitted: Sequence[str],
+    trials: Sequence[Trial],
+    checks: Sequence[str],
+    images: int,
+    batch_size: int,
+) -> tuple[Unit, ...]:
+    """All units of `harden`: score, fit, choose, then judge.
+
+    scoring: units of an analysis of validation images. scores: those that candidates are screened by.
+    fitted: networks that are fitted. trials: what is asked of all networks.
+    """
+    networks = dict.fromkeys(trial.network for trial in trials if trial.network != ORIGINAL)
+    return (
+        *_cheap_checks(images),
+        *scoring,
+        *(Unit("candidates", 0, 0, attack=score) for score in scores),
+        *([Unit("pace", 0, 0)] if fitted else []),
+        *(Unit("fit", 0, 0, network=name) for name in fitted),
+        *(Unit("chosen", 0, 0, network=name) for name in networks),
+        Unit("temperature", 0, 0, network=HARDENED),
+        *(
+            Unit("judged", start, stop, attack=trial.attack, network=trial.network, source=trial.source)
+            for trial in trials
+            for start, stop in pairwise([*range(0, trial.images, batch_size), trial.images])
+        ),
+        *(
+            Unit("condition", 0, min(images, ATTACKED_IMAGES), attack=name, network=HARDENED)
+            for name in checks
+        ),
+    )
+
+
+def _needed_to_harden(unit: Unit, plan: Sequence[Unit]) -> list[Unit]:
+    """The same for the units of `harden`."""
+    if unit.kind == "fit":
+        return [one for one in plan if one.kind == "pace"]
+    scored = [one for one in plan if one.kind in SCORED]
+    if unit.kind == "candidates":
+        return scored
+    if unit.kind == "chosen":
+        if any(one.kind == "fit" and one.network == unit.network for one in plan):
+            return [one for one in plan if one.kind == "fit" and one.network == unit.network]
+        if unit.network == HARDENED:
+            return [*scored, *(one for one in plan if one.kind == "candidates")]
+        return [one for one in plan if one.kind == "chosen" and one.network == HARDENED]
+    names = {unit.network, unit.source} | ({HARDENED} if unit.source == TEMPERED else set())
+    chosen = [one for one in plan if one.kind == "chosen" and one.network in names]
+    return chosen + [one for one in plan if one.kind == "temperature" and unit.source == TEMPERED]
 
 
 def _cheap_checks(images: int) -> tuple[Unit, ...]:

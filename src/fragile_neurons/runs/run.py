@@ -32,7 +32,7 @@ class Run:
 
     @property
     def command(self) -> str:
-        """What made the run: analyze or evaluate."""
+        """What made the run: analyze, evaluate or harden."""
         return str(self.summary["spec"]["command"])
 
     @cached_property
@@ -54,6 +54,16 @@ class Run:
     def images(self) -> pa.Table:
         """A row per image and epsilon."""
         return self._table("images")
+
+    @property
+    def hardened_weights(self) -> Path:
+        """After `harden`: the state dict as safetensors, for the network's own class."""
+        return self.folder / "hardened.safetensors"
+
+    @cached_property
+    def judgement(self) -> pa.Table:
+        """After `harden`: a row per network, attack and epsilon."""
+        return self._table("judgement")
 
     def _table(self, name: str) -> pa.Table:
         try:

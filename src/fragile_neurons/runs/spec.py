@@ -53,6 +53,16 @@ class Found(_Frozen):
     sweep_reason: str | None = None
 
 
+class FoundToHarden(Found):
+    """The same for `harden`; fitted_on, chosen_on: which images, in words. site: of all layers."""
+
+    val_sha256: str
+    train_sha256: str | None
+    fitted_on: str
+    chosen_on: str
+    site: str
+
+
 def canonical_sha256(options: object) -> str:
     """The sha256 of a spec as canonical JSON."""
     text = json.dumps(options, sort_keys=True, separators=(",", ":"))
@@ -147,7 +157,38 @@ class EvaluateSpec(Spec):
         return values
 
 
-_KINDS: dict[object, type[Spec]] = {"analyze": AnalyzeSpec, "evaluate": EvaluateSpec}
+class HardenSpec(Spec):
+    """A run of `harden`; epsilon: what it is hardened against, epsilons: those of the curves besides.
+
+    score, strength, keep_energy: of the proportional rule. minutes: of each fit; steps: of the gains' fit,
+    instead of as many as the minutes allow.
+    """
+
+    command: Literal["harden"] = "harden"
+    rule: Literal["proportional", "searched", "learned"] = "learned"
+    layer: str = "all"
+    site: Literal["auto", "conv", "norm"] = "auto"
+    epsilon: str
+    budget: float = Field(default=0.01, ge=0, lt=1)
+    score: Literal["clean", "adv", "margin", "share", "excess", "rescue"] = "clean"
+    strength: float = Field(default=0.5, gt=0, lt=1)
+    keep_energy: bool = False
+    tolerance: float = Field(default=0.01, gt=0, lt=1)
+    minutes: float = Field(default=2.0, gt=0)
+    steps: int | None = Field(default=None, ge=1)
+    alternatives: bool = True
+    found: FoundToHarden | None = None
+
+    @field_validator("epsilon")
+    @classmethod
+    def _above_zero(cls, value: str) -> str:
+        (epsilon,) = parse_epsilons([value])
+        if not epsilon:
+            raise ValueError("an epsilon above 0")
+        return format_epsilon(epsilon)
+
+
+_KINDS: dict[object, type[Spec]] = {"analyze": AnalyzeSpec, "evaluate": EvaluateSpec, "harden": HardenSpec}
 
 
 def make_spec(**options: object) -> Spec:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import logging
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
+import numpy as np
 import torch
 
 from fragile_neurons.analysis.dropout import open_sweeps, replacements
@@ -15,28 +18,59 @@ from fragile_neurons.analysis.selection import Selection, probed, select
 from fragile_neurons.attacks.catalogue import attack_sha256, find_attack, missing_extra
 from fragile_neurons.classifier import Classifier
 from fragile_neurons.data.catalogue import load_data
-from fragile_neurons.data.images import ImageData
+from fragile_neurons.data.images import ImageData, stratified_sample
 from fragile_neurons.errors import InputError
+from fragile_neurons.folding import refuse_unfoldable
+from fragile_neurons.hardening.premises import common_site, refuse_overlap, refuse_ruined
+from fragile_neurons.hardening.search import CLEAN_SCORES, SCORED_IMAGES, scores_needed
 from fragile_neurons.models.loading import load_model
 from fragile_neurons.norms import parse_epsilons
-from fragile_neurons.runs.spec import AnalyzeSpec, EvaluateSpec, Found, FoundLayer, Spec
+from fragile_neurons.runs.spec import (
+    AnalyzeSpec,
+    EvaluateSpec,
+    Found,
+    FoundLayer,
+    FoundToHarden,
+    HardenSpec,
+    Spec,
+    make_spec,
+)
 from fragile_neurons.sweeps.choice import choose_way
 from fragile_neurons.sweeps.sampling import Design
 from fragile_neurons.sweeps.sweep import Sweep
 from fragile_neurons.sweeps.way import Way
 
+log = logging.getLogger(__name__)
+
 Stage = Literal["whole", "design", "sample", "refined"]
 
 
 @dataclass(frozen=True)
+class Mending:
+    """What `harden` has besides its report images, and disjoint from them.
+
+    fitting: images that gains and weights are fitted to. choosing: those that strengths are chosen on.
+    scoring: the analysis that scores the neurons, on some of these; None if no rule asks for it.
+    scratch: a folder for the checkpoints of fits. tell: hears how a fit goes.
+    """
+
+    fitting: ImageData
+    choosing: ImageData
+    scoring: Subject | None
+    scratch: Path = Path()
+    tell: Callable[[str], None] = lambda note: None
+
+
+@dataclass(frozen=True)
 class Subject:
-    """A spec and what it speaks of, opened: and, of `analyze`, the neurons and the way."""
+    """A spec and what it speaks of, opened: and, of `analyze`, the neurons and the way; of `harden` more."""
 
     spec: Spec
     classifier: Classifier
     data: ImageData
     selection: Selection
     way: Way | None = None
+    mending: Mending | None = None
     designs: dict[str, Design] = field(default_factory=dict, compare=False)
     _swept: dict[tuple[int, int, Stage], list[tuple[Sweep, int]]] = field(default_factory=dict, compare=False)
 
@@ -84,14 +118,13 @@ class Subject:
 
 def open_spec(spec: Spec) -> Subject:
     """Load what a spec names, and hold it against what an earlier probe found."""
-    data = load_data(
-        spec.data,
-        split=spec.split,
-        limit=spec.limit,
-        seed=spec.seed,
-        resize=spec.resize,
-        skip_bad=spec.skip_bad,
-    )
+
+    def images(split: str, limit: int | None) -> ImageData:
+        return load_data(
+            spec.data, split=split, limit=limit, seed=spec.seed, resize=spec.resize, skip_bad=spec.skip_bad
+        )
+
+    data = images(spec.split, spec.limit)
     classifier = load_model(
         spec.model,
         data=data,
@@ -100,7 +133,67 @@ def open_spec(spec: Spec) -> Subject:
         std=spec.std,
         device=spec.device,
     )
+    if isinstance(spec, HardenSpec):
+        if spec.split != "test":
+            raise InputError(
+                "the report is made on the test images",
+                given=f"--split {spec.split}",
+                allowed="test: val and train are what gains are chosen and fitted on",
+                fix="leave --split out",
+            )
+        try:
+            train = images("train", None)
+        except InputError as missing:
+            log.warning("no train images, so val is divided to fit and to choose: %s", missing)
+            train = None
+        return open_to_harden(spec, classifier, val=images("val", None), test=data, train=train)
     return open_subject(spec, classifier.as_dtype(spec.dtype), data)
+
+
+def open_to_harden(
+    spec: HardenSpec, classifier: Classifier, *, val: ImageData, test: ImageData, train: ImageData | None
+) -> Subject:
+    """Probe, choose the site, and divide the images; raises InputError where the parts overlap."""
+    for name, other in (("val", val), ("train", train)):
+        if other is not None:
+            refuse_overlap(name, other, test)
+    if train is None:
+        rows = stratified_sample(val.labels, len(val) // 2, spec.seed)
+        fitting, choosing = val.take(rows), val.take(np.setdiff1d(np.arange(len(val)), rows))
+        said = ("one half of val", "the other half of val")
+    else:
+        fitting, choosing, said = train, val, ("train", "val")
+    selection = select(classifier, test, layer=spec.layer, seed=spec.seed)
+    site = common_site(classifier, selection.layers) if spec.site == "auto" else spec.site
+    selection = replace(selection, site=site)
+    for one in selection.sites:
+        refuse_unfoldable(classifier, one)
+    refuse_ruined(classifier, choosing, spec.batch_size)
+    needed = scores_needed(spec.rule, spec.score)
+    scoring = None
+    if needed:
+        few = choosing.take(np.arange(min(SCORED_IMAGES, len(choosing))))
+        epsilons = () if needed <= CLEAN_SCORES else (spec.epsilon,)
+        shared = ("model", "data", "layer", "device", "batch_size", "threads", "seed")
+        asked = make_spec(
+            **{name: getattr(spec, name) for name in shared},
+            split="val",
+            limit=len(few),
+            site=site,
+            epsilons=epsilons,
+        )
+        scoring = open_subject(asked, classifier, few)
+    found = FoundToHarden(
+        **_found(spec, classifier, test, selection),
+        val_sha256=val.sha256,
+        train_sha256=None if train is None else train.sha256,
+        fitted_on=said[0],
+        chosen_on=said[1],
+        site=site,
+    )
+    _refuse_other(spec, found)
+    mending = Mending(fitting, choosing, scoring)
+    return Subject(spec.model_copy(update={"found": found}), classifier, test, selection, mending=mending)
 
 
 def open_subject(spec: Spec, classifier: Classifier, data: ImageData) -> Subject:
@@ -116,11 +209,27 @@ def open_subject(spec: Spec, classifier: Classifier, data: ImageData) -> Subject
             batch, checks = probed(classifier, data)
             selection = Selection((), (), "", batch.images, checks)
     found = Found(
-        images=len(data),
-        excluded=data.excluded,
-        data_sha256=data.sha256,
-        weights_sha256=classifier.sha256(),
-        layers=tuple(
+        **_found(spec, classifier, data, selection),
+        attacks_sha256=_attacks_sha256(spec),
+        sweep=choice.name if choice else None,
+        sweep_reason=choice.reason if choice else None,
+    )
+    _refuse_other(spec, found)
+    update: dict[str, object] = {"found": found}
+    if isinstance(spec, EvaluateSpec) and spec.found is None:
+        update["unavailable"] = _unavailable(spec.attacks)
+    way = choice.way if choice else None
+    return Subject(spec.model_copy(update=update), classifier, data, selection, way)
+
+
+def _found(spec: Spec, classifier: Classifier, data: ImageData, selection: Selection) -> dict[str, Any]:
+    """What the probe of every command finds."""
+    return {
+        "images": len(data),
+        "excluded": data.excluded,
+        "data_sha256": data.sha256,
+        "weights_sha256": classifier.sha256(),
+        "layers": tuple(
             FoundLayer(
                 name=layer.name,
                 kind=layer.kind,
@@ -130,10 +239,11 @@ def open_subject(spec: Spec, classifier: Classifier, data: ImageData) -> Subject
             )
             for layer in selection.layers
         ),
-        attacks_sha256=_attacks_sha256(spec),
-        sweep=choice.name if choice else None,
-        sweep_reason=choice.reason if choice else None,
-    )
+    }
+
+
+def _refuse_other(spec: Spec, found: Found) -> None:
+    """Raise an InputError unless this is what an earlier probe found."""
     for name, value in found if spec.found is not None else ():
         planned = getattr(spec.found, name)
         if value != planned:
@@ -143,11 +253,6 @@ def open_subject(spec: Spec, classifier: Classifier, data: ImageData) -> Subject
                 allowed=planned,
                 fix="bring back the same model and data, or start a new run",
             )
-    update: dict[str, object] = {"found": found}
-    if isinstance(spec, EvaluateSpec) and spec.found is None:
-        update["unavailable"] = _unavailable(spec.attacks)
-    way = choice.way if choice else None
-    return Subject(spec.model_copy(update=update), classifier, data, selection, way)
 
 
 def _attacks_sha256(spec: Spec) -> dict[str, str]:

@@ -34,9 +34,9 @@ FORMAT_VERSION = 1
 
 def analysis_summary(subject: Subject, results: Results) -> dict[str, Any]:
     """The contents of summary.json after `analyze`."""
-    return _summary(
+    return summary_of(
         subject,
-        results.predictions,
+        _clean(results.predictions),
         [results.robust],
         results.checks,
         {
@@ -55,9 +55,9 @@ def evaluation_summary(subject: Subject, found: Evaluation) -> dict[str, Any]:
     spec = subject.spec
     assert isinstance(spec, EvaluateSpec)
     right, grid = found.predictions.right, [float(epsilon) for epsilon in found.worst.epsilons]
-    return _summary(
+    return summary_of(
         subject,
-        found.predictions,
+        _clean(found.predictions),
         [*found.curves, found.worst],
         found.checks,
         {
@@ -79,13 +79,18 @@ def evaluation_summary(subject: Subject, found: Evaluation) -> dict[str, Any]:
     )
 
 
-def _summary(
+def _clean(predictions: Predictions) -> Accuracy:
+    return Accuracy(int(predictions.right.sum()), len(predictions.right))
+
+
+def summary_of(
     subject: Subject,
-    predictions: Predictions,
+    clean: Accuracy,
     curves: Sequence[RobustAccuracy],
     checks: Sequence[Check],
     findings: dict[str, Any],
 ) -> dict[str, Any]:
+    """What the summaries of all commands have, and these findings; clean, curves: of the run's network."""
     spec, data, selection = subject.spec, subject.data, subject.selection
     summary = {
         "format_version": FORMAT_VERSION,
@@ -113,19 +118,19 @@ def _summary(
             for layer in selection.layers
         ],
         "site": selection.site or None,
-        "clean_accuracy": _accuracy(Accuracy(int(predictions.right.sum()), len(data))),
+        "clean_accuracy": described(clean),
         "robust_accuracy": [
             {
                 "attack": curve.attack,
                 "epsilon": format_epsilon(epsilon),
-                **_accuracy(curve.at(row)),
+                **described(curve.at(row)),
                 "per_class": _per_class(curve, row),
             }
             for curve in curves
             for row, epsilon in enumerate(curve.epsilons)
         ],
-        **findings,
         "hardening": None,
+        **findings,
         "checks": [vars(check) for check in checks],
     }
     cleaned: dict[str, Any] = without_nan(summary)
@@ -154,13 +159,14 @@ def without_nan(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _accuracy(accuracy: Accuracy) -> dict[str, Any]:
+def described(accuracy: Accuracy) -> dict[str, Any]:
+    """An accuracy with its denominator and interval."""
     return {"value": accuracy.value, "n": accuracy.n, "ci95": list(accuracy.ci95)}
 
 
 def _per_class(curve: RobustAccuracy, row: int) -> dict[str, Any]:
     present = np.unique(curve.labels)
-    return {curve.classes[label]: _accuracy(curve.at(row, int(label))) for label in present}
+    return {curve.classes[label]: described(curve.at(row, int(label))) for label in present}
 
 
 def _dropout(subject: Subject, results: Results) -> list[dict[str, Any]]:
@@ -264,7 +270,7 @@ def _cumulative(found: Cumulative) -> list[dict[str, Any]]:
                 for curve in curves:
                     right = curve.right[condition, place]
                     by_order[curve.order].append(float(right.mean()))
-                    row[curve.order] = _accuracy(Accuracy(int(right.sum()), len(right)))
+                    row[curve.order] = described(Accuracy(int(right.sum()), len(right)))
                 chance = by_order["random"]
                 row["random"] = {
                     "value": float(np.mean(chance)),

@@ -26,9 +26,10 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 
 @dataclass(frozen=True)
 class Schedule:
-    """An optimizer under a one-cycle learning rate (Smith 2018)."""
+    """An optimizer under a one-cycle learning rate (Smith 2018); steps: in all, if the epochs have more."""
 
     epochs: int
+    steps: int | None = None
     optimizer: str = "AdamW"
     batch_size: int = 128
     peak_learning_rate: float = 3e-3
@@ -38,7 +39,7 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a fit stands after a step; loss is the mean over the epoch so far."""
+    """Where a fit stands after a step of an epoch; loss is the mean over the epoch so far."""
 
     epoch: int
     step: int
@@ -55,28 +56,29 @@ def fit(
     checkpoint: Path,
     purpose: dict[str, str],
 ) -> Iterator[Progress]:
-    """Fit the module's parameters to the loss over shuffled batches; yields after every step.
+    """Fit the module's parameters that require it to the loss over shuffled batches; yields after every step.
 
     A checkpoint of the same schedule and purpose is continued from its last whole epoch, to the
-    same result; a checkpoint of another one raises InputError. The module is left in train mode.
+    same result; a checkpoint of another one raises InputError.
     """
+    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     optimizer = OPTIMIZERS[schedule.optimizer](
-        module.parameters(), lr=schedule.peak_learning_rate, weight_decay=schedule.weight_decay
+        parameters, lr=schedule.peak_learning_rate, weight_decay=schedule.weight_decay
     )
     steps = len(data) // schedule.batch_size
+    total_steps = schedule.epochs * steps if schedule.steps is None else schedule.steps
     learning_rate = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, schedule.peak_learning_rate, total_steps=schedule.epochs * steps
+        optimizer, schedule.peak_learning_rate, total_steps=total_steps
     )
     identity = {**asdict(schedule), **purpose, "data": data.sha256}
     parts = {"module": module, "optimizer": optimizer, "learning_rate": learning_rate}
-    device = next(module.parameters()).device
-    module.train()
+    device = parameters[0].device
     for epoch in range(_restore(checkpoint, identity, parts), schedule.epochs):
         torch.manual_seed(schedule.seed * 100_003 + epoch)
         generator = torch.Generator().manual_seed(schedule.seed * 100_003 + epoch)
         order = torch.randperm(len(data), generator=generator).numpy()
         total = 0.0
-        for step in range(steps):
+        for step in range(min(steps, total_steps - epoch * steps)):
             images, labels = data[order[step * schedule.batch_size : (step + 1) * schedule.batch_size]]
             optimizer.zero_grad(set_to_none=True)
             value = loss(images.to(device), labels.to(device), generator)

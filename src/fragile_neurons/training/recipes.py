@@ -58,13 +58,22 @@ def standard_loss(classifier: Classifier) -> Loss:
     return loss
 
 
-def adversarial_loss(classifier: Classifier, epsilon: Fraction) -> Loss:
-    """Cross-entropy on PGD images made anew at every step (Madry et al. 2018)."""
+def adversarial_loss(
+    classifier: Classifier,
+    epsilon: Fraction,
+    *,
+    steps: int = ADVERSARIAL_STEPS,
+    step_size: float | None = None,
+) -> Loss:
+    """Cross-entropy on PGD images made anew at every step (Madry et al. 2018).
+
+    step_size: in units of epsilon, 2.5 / steps by default.
+    """
 
     def loss(images: torch.Tensor, labels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         with evaluating(classifier):
             attacked = ascend(
-                classifier, images, labels, epsilon, steps=ADVERSARIAL_STEPS, generator=generator
+                classifier, images, labels, epsilon, steps=steps, step_size=step_size, generator=generator
             )
         return functional.cross_entropy(classifier(attacked), labels)
 

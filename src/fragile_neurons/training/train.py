@@ -11,14 +11,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 
 from fragile_neurons.analysis.robustness import Accuracy, robust_accuracy
 from fragile_neurons.classifier import Classifier
 from fragile_neurons.data.catalogue import find_dataset, load_data
 from fragile_neurons.data.images import ImageData
 from fragile_neurons.models.loading import build
-from fragile_neurons.models.weights import NORMALISATION
+from fragile_neurons.models.weights import save_weights
 from fragile_neurons.norms import format_epsilon
 from fragile_neurons.training.loop import Progress, Schedule, fit
 from fragile_neurons.training.recipes import adversarial_loss, augmented, standard_loss
@@ -52,13 +51,9 @@ def train_model(
     if known.mirrors:
         loss = augmented(loss)
     purpose = {"model": model, "adversarial": "no" if adversarial is None else format_epsilon(adversarial)}
+    classifier.module.train()
     yield from fit(classifier.module, loss, data, schedule, checkpoint=output / CHECKPOINT, purpose=purpose)
-    weights = {
-        key: tensor.detach().cpu().contiguous() for key, tensor in classifier.module.state_dict().items()
-    }
-    # one entry, because safetensors writes several in an order that changes from run to run
-    normalisation = json.dumps({"mean": known.mean, "std": known.std})
-    save_file(weights, output / WEIGHTS, metadata={NORMALISATION: normalisation})
+    save_weights(classifier, output / WEIGHTS)
     card = make_card(classifier, data, test, adversarial=adversarial, command=command)
     (output / CARD).write_text(json.dumps(card, indent=2) + "\n")
 

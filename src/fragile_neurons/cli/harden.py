@@ -1,0 +1,108 @@
+"""fragile-neurons harden"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from fragile_neurons.cli import options
+from fragile_neurons.cli.console import progress
+from fragile_neurons.cli.findings import show_run
+from fragile_neurons.norms import parse_epsilons
+from fragile_neurons.runs.spec import make_spec
+from fragile_neurons.workflows import run_spec
+
+
+def harden(
+    context: typer.Context,
+    rule: Annotated[
+        str,
+        typer.Option(
+            help="learned (gains fitted to attacked images), proportional (the paper's proposal) or searched "
+            "(the same by the score, strengths and sign that do best on val)."
+        ),
+    ] = "learned",
+    epsilon: Annotated[
+        str | None,
+        typer.Option(metavar="E", help="What to harden against. Default: the middle of --epsilons."),
+    ] = None,
+    layer: Annotated[str, typer.Option(help="first, all (convolutions), or a pattern of names.")] = "all",
+    budget: Annotated[str, typer.Option(help="What clean accuracy may fall by.")] = "1pp",
+    minutes: Annotated[
+        float, typer.Option(help="Of each fit: of the gains, and of the weights they are held against.")
+    ] = 2.0,
+    steps: Annotated[
+        int | None, typer.Option(help="Of the gains' fit, instead of as many as the minutes allow.")
+    ] = None,
+    alternatives: Annotated[
+        bool,
+        typer.Option(help="Fit all weights, and the batch norms alone, for the same time, to compare."),
+    ] = True,
+    score: Annotated[
+        str, typer.Option(help="Of the proportional rule: clean, adv, margin, share, excess or rescue.")
+    ] = "clean",
+    strength: Annotated[float, typer.Option(help="Of the proportional rule, above 0 and below 1.")] = 0.5,
+    keep_energy: Annotated[
+        bool, typer.Option("--keep-energy", help="Keep each layer's total activation energy.")
+    ] = False,
+    tolerance: Annotated[str, typer.Option(help="A drop this large is not robust at all.")] = "1pp",
+    site: Annotated[
+        str, typer.Option(help="conv, norm, or auto: norm where a batch norm follows every layer alone.")
+    ] = "auto",
+    model: options.Model = options.EMBEDDED_MODEL,
+    weights: options.Weights = None,
+    mean: options.Mean = None,
+    std: options.Std = None,
+    data: options.OptionalData = None,
+    split: options.Split = "test",
+    limit: options.Limit = None,
+    resize: options.Resize = None,
+    skip_bad: options.SkipBad = False,
+    epsilons: options.Epsilons = None,
+    device: options.Device = "auto",
+    batch_size: options.BatchSize = 256,
+    seed: options.Seed = 0,
+    output: options.Output = None,
+    force: options.Force = False,
+    spec: options.SpecFile = None,
+) -> None:
+    """Can it be mended? Gains for its neurons, written into its weights, and judged on the test images.
+
+    Fitted on the training images if they are there, else on one half of val; chosen on val; judged on test,
+    attacked anew, beside the same gains on other neurons. It may well say that this does not help.
+    hardened.safetensors loads into the network's own class. Stopped and started again, it goes on.
+
+    Examples:
+      fragile-neurons harden --epsilon 0.1
+
+      fragile-neurons harden --model cifar10-resnet20 --epsilon 2/255 --rule learned --layer all
+
+      fragile-neurons harden --rule proportional --layer first --strength 0.5 --no-alternatives
+
+      fragile-neurons harden --model net.py:make --weights net.pt --data folder:photos --epsilon 2/255
+
+      fragile-neurons evaluate --weights runs/x/hardened.safetensors --attacks autoattack --epsilons 0.1
+    """
+    if spec is None:
+        subject = options.subject_options(context.params)
+        grid = parse_epsilons(subject["epsilons"])
+        asked = make_spec(
+            command="harden",
+            **subject,
+            rule=rule,
+            epsilon=str(grid[len(grid) // 2]) if epsilon is None and grid else epsilon,
+            layer=layer,
+            site=site,
+            budget=options.parse_points(budget),
+            minutes=minutes,
+            steps=steps,
+            alternatives=alternatives,
+            score=score,
+            strength=strength,
+            keep_energy=keep_energy,
+            tolerance=options.parse_points(tolerance),
+        )
+    else:
+        asked = options.read_spec_of("harden", spec, context)
+    show_run(run_spec(asked, output=output, force=force, progress=progress))

@@ -1,0 +1,1 @@
+"""Mending a network by the gains of its channels, and judging whether that helps."""

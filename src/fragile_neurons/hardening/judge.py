@@ -1,0 +1,265 @@
+"""Judging a change: the same images under the same attacks, before and after, beside its controls."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from functools import partial
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import torch
+
+from fragile_neurons.analysis.robustness import Accuracy
+from fragile_neurons.attacks.autoattack import is_installed
+from fragile_neurons.classifier import Classifier, evaluating
+from fragile_neurons.data.batches import batches
+from fragile_neurons.data.images import ImageData
+from fragile_neurons.evidence import Tempered
+from fragile_neurons.folding import fold
+from fragile_neurons.hardening.choose import CLEAN_IMAGES, SHRINKING, try_changes
+from fragile_neurons.hardening.gains import Gains
+from fragile_neurons.hardening.observe import APGD, CLEAN, FGSM, NONE, PGD, SHORT_PGD, observe_attack
+from fragile_neurons.hardening.verdict import BoolArray, Findings, Paired, Verdict, decide, left_over
+from fragile_neurons.losses import margins
+from fragile_neurons.norms import parse_epsilon, parse_epsilons
+
+ORIGINAL, HARDENED, TEMPERED = "original", "hardened", "tempered"
+SHUFFLES = 20
+FEW = 500  # images for what is slow, and for the controls
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A network under an attack at some epsilons, on the first images.
+
+    source: the network that the attack works on: itself if empty, another, or `tempered`, the hardened one
+    with logits of the original's scale.
+    """
+
+    network: str
+    attack: str
+    epsilons: tuple[Fraction, ...]
+    images: int
+    source: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Judgement:
+    """Accuracies before and after, and what follows from them.
+
+    right: (epsilons, images) for each trial. findings: those at `epsilon` that the verdict is made of.
+    """
+
+    epsilon: Fraction
+    right: dict[Trial, BoolArray]
+    labels: npt.NDArray[np.int64]
+    classes: tuple[str, ...]
+    findings: Findings
+    verdict: Verdict
+    reason: str
+
+    def differences(self) -> list[tuple[str, Fraction, Paired]]:
+        """Attack, epsilon and the images before and after, for each attack made anew on both networks."""
+        found = []
+        for trial, before in self.right.items():
+            after = self.right.get(replace(trial, network=HARDENED))
+            if trial.network == ORIGINAL and not trial.source and after is not None:
+                for row, epsilon in enumerate(trial.epsilons):
+                    found.append((trial.attack, epsilon, Paired(before[row], after[row])))
+        return found
+
+    def left_over(self) -> dict[str, tuple[float, float, float]]:
+        """By stronger attack: its gain minus 0.8 of that under PGD, and the interval."""
+        return {name: left_over(pair, self.findings.pgd) for name, pair in self.findings.stronger.items()}
+
+    def to_table(self) -> pa.Table:
+        """Columns network, attack, source, epsilon, value, n, low, high; a row per trial and epsilon."""
+        rows = []
+        for trial, right in self.right.items():
+            for row, epsilon in enumerate(trial.epsilons):
+                found = Accuracy(int(right[row].sum()), right.shape[1])
+                rows.append(
+                    (
+                        *(trial.network, trial.attack, trial.source or trial.network, float(epsilon)),
+                        *(found.value, found.n, *found.ci95),
+                    )
+                )
+        names = ["network", "attack", "source", "epsilon", "value", "n", "low", "high"]
+        return pa.table(dict(zip(names, zip(*rows, strict=True), strict=True)))
+
+
+SHUFFLED = "shuffled"
+CONTROLS = (*(f"{SHUFFLED} {draw}" for draw in range(SHUFFLES)), "inverted", "uniform")
+
+
+def control(name: str, gains: Gains, seed: int) -> Gains:
+    """What the gains are held against: on other channels, inverted, or the same for all channels."""
+    if name == "inverted":
+        return gains.power(-1.0)
+    return gains.uniform() if name == "uniform" else gains.shuffled(seed, int(name.split()[1]))
+
+
+def make_trials(
+    images: int,
+    epsilon: Fraction,
+    epsilons: Sequence[Fraction],
+    *,
+    alternatives: Iterable[str] = (),
+    controls: Iterable[str] = (),
+) -> list[Trial]:
+    """All that a judgement asks; APGD where AutoAttack is installed."""
+    grid, one, few = tuple(sorted({*epsilons, epsilon} - {Fraction(0)})), (epsilon,), min(images, FEW)
+    trials = [
+        Trial(network, attack, budgets, images)
+        for network in (ORIGINAL, HARDENED)
+        for attack, budgets in ((CLEAN, NONE), (FGSM, grid), (PGD, grid))
+    ]
+    trials += [
+        Trial(network, attack, budgets, images)
+        for network in alternatives
+        for attack, budgets in ((CLEAN, NONE), (FGSM, one), (PGD, one))
+    ]
+    trials += [
+        Trial(HARDENED, PGD, one, images, source=ORIGINAL),
+        Trial(ORIGINAL, PGD, one, images, source=HARDENED),
+        Trial(HARDENED, PGD, one, few, source=TEMPERED),
+    ]
+    if is_installed():
+        trials += [Trial(network, APGD, one, few) for network in (ORIGINAL, HARDENED)]
+    names = list(controls)
+    trials += [Trial(network, SHORT_PGD, one, few) for network in (ORIGINAL, HARDENED, *names) if names]
+    return trials
+
+
+def run_trial(
+    trial: Trial,
+    networks: Mapping[str, Classifier],
+    data: ImageData,
+    *,
+    batch_size: int,
+    seed: int,
+    start: int = 0,
+    stop: int | None = None,
+) -> dict[str, npt.NDArray[Any]]:
+    """What observe_attack says of images start to stop."""
+    return observe_attack(
+        networks[trial.network],
+        data,
+        trial.attack,
+        trial.epsilons,
+        batch_size=batch_size,
+        seed=seed,
+        start=start,
+        stop=min(trial.images, trial.images if stop is None else stop),
+        source=networks[trial.source] if trial.source else None,
+    )
+
+
+def find_temperature(original: Classifier, hardened: Classifier, val: ImageData, *, batch_size: int) -> float:
+    """The median clean margin of the hardened network over the original's.
+
+    Over the validation images that both have right; 1 if there are none.
+    """
+    before: list[torch.Tensor] = []
+    after: list[torch.Tensor] = []
+    with evaluating(original), evaluating(hardened), torch.no_grad():
+        for batch in batches(val, batch_size, original.device, 0, min(len(val), CLEAN_IMAGES)):
+            for network, found in ((original, before), (hardened, after)):
+                found.append(margins(network(batch.images), batch.labels)[: batch.count])
+    first, second = torch.cat(before), torch.cat(after)
+    both = (first > 0) & (second > 0)
+    return float(second[both].median() / first[both].median()) if both.any() else 1.0
+
+
+def temper(hardened: Classifier, temperature: float) -> Classifier:
+    """The hardened network with its logits divided by the temperature, for an attack to work on."""
+    return Classifier(Tempered(hardened, temperature), name=hardened.name)
+
+
+def conclude(
+    right: dict[Trial, BoolArray],
+    labels: npt.NDArray[np.int64],
+    classes: tuple[str, ...],
+    epsilon: Fraction,
+    budget: float,
+) -> Judgement:
+    """The verdict on what the trials found."""
+
+    def at(network: str, attack: str, source: str = "") -> BoolArray | None:
+        for trial, found in right.items():
+            if (trial.network, trial.attack, trial.source) == (network, attack, source):
+                row: BoolArray = found[0 if attack == CLEAN else trial.epsilons.index(epsilon)]
+                return row
+        return None
+
+    def pair(attack: str) -> Paired:
+        before, after = at(ORIGINAL, attack), at(HARDENED, attack)
+        assert before is not None
+        assert after is not None
+        return Paired(before, after)
+
+    pgd, matched = pair(PGD), at(HARDENED, PGD, TEMPERED)
+    assert matched is not None
+    stronger = {APGD: pair(APGD)} if at(HARDENED, APGD) is not None else {}
+    stronger["PGD at matched temperature"] = Paired(pgd.before[: len(matched)], matched)
+    shuffled = [found[0] for trial, found in right.items() if trial.network.startswith(SHUFFLED)]
+    control = at(HARDENED, SHORT_PGD)
+    findings = Findings(
+        clean=pair(CLEAN),
+        fgsm=pair(FGSM),
+        pgd=pgd,
+        stronger=stronger,
+        control=np.zeros(0, np.bool_) if control is None else control,
+        shuffled=np.stack(shuffled) if shuffled else None,
+        budget=budget,
+    )
+    verdict, reason = decide(findings)
+    return Judgement(epsilon, right, labels, classes, findings, verdict, reason)
+
+
+def judge(
+    original: Classifier,
+    hardened: Classifier,
+    *,
+    val: ImageData,
+    test: ImageData,
+    epsilon: str | float | Fraction,
+    epsilons: Sequence[str | float | Fraction] = (),
+    gains: Gains | None = None,
+    budget: float = 0.01,
+    batch_size: int = 256,
+    seed: int = 0,
+) -> Judgement:
+    """Does the hardened network hold what it promises? On test, attacked anew; any pair of networks.
+
+    val: for the temperature, and the strength of the controls. gains: those the hardened network has, for
+    its controls. budget: what clean accuracy may fall by, a fraction.
+    """
+    one, grid = parse_epsilon(epsilon), parse_epsilons(epsilons)
+    networks = {ORIGINAL: original, HARDENED: hardened}
+    temperature = find_temperature(original, hardened, val, batch_size=batch_size)
+    networks[TEMPERED] = temper(hardened, temperature)
+    held = () if gains is None or gains.is_identity else CONTROLS
+    for name in held:
+        assert gains is not None
+        other = control(name, gains, seed)
+        networks[name] = shrunk(original, other, val, budget=budget, batch_size=batch_size, seed=seed)
+    right = {
+        trial: run_trial(trial, networks, test, batch_size=batch_size, seed=seed)["right"]
+        for trial in make_trials(len(test), one, grid, controls=held)
+    }
+    return conclude(right, test.labels, test.classes, one, budget)
+
+
+def shrunk(
+    original: Classifier, control: Gains, val: ImageData, *, budget: float, batch_size: int, seed: int
+) -> Classifier:
+    """The network with a control's gains, weak enough to keep the budget; the weakest if none does."""
+    images = val[:8][0].to(original.device)
+    changes = [partial(fold, original, control.power(strength).changes, images) for strength in SHRINKING]
+    best = try_changes(original, changes, val, None, batch_size=batch_size, seed=seed).best(budget)
+    return changes[-1 if best is None else best]()

@@ -1,0 +1,177 @@
+"""Fitting gains, or ordinary weights, to the images that an attack makes of the training images."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from fragile_neurons.classifier import Classifier
+from fragile_neurons.data.images import ImageData
+from fragile_neurons.hardening.gains import Gains
+from fragile_neurons.interventions import scaling
+from fragile_neurons.neurons import Site
+from fragile_neurons.training.loop import Loss, Schedule
+from fragile_neurons.training.recipes import adversarial_loss, augmented
+
+BATCH = 128
+PACED_STEPS = 7
+GAINS, ALL_WEIGHTS, NORMS = "gains", "all weights", "batch norms"
+WEIGHTS = "weights/"  # before the key of the state dict
+RATES = {GAINS: 0.05, ALL_WEIGHTS: 1e-3, NORMS: 0.01}
+ATTACK_STEPS, STEP_SIZE = 1, 1.25  # from a random start, as Wong, Rice and Kolter 2020 train
+
+Arrays = dict[str, npt.NDArray[Any]]
+
+
+class LearnedGains(nn.Module):
+    """The logarithm of a factor for each channel at some sites, and a shift where a weight can hold it."""
+
+    def __init__(self, classifier: Classifier, sites: Sequence[Site]) -> None:
+        super().__init__()
+        self.sites = tuple(sites)
+        self.logarithms, self.shifts = nn.ParameterList(), nn.ParameterList()
+        for site in sites:
+            module = classifier.module.get_submodule(site.module)
+            assert isinstance(module.weight, torch.Tensor)
+            zeros = module.weight.new_zeros(len(module.weight), dtype=torch.float32)
+            self.logarithms.append(nn.Parameter(zeros.clone()))
+            self.shifts.append(nn.Parameter(zeros, requires_grad=module.bias is not None))
+
+    @property
+    def changes(self) -> dict[Site, tuple[torch.Tensor, torch.Tensor]]:
+        """For scaling; gradients pass to the parameters."""
+        columns = zip(self.sites, self.logarithms, self.shifts, strict=True)
+        return {site: (one.exp(), two) for site, one, two in columns}
+
+    def gains(self) -> Gains:
+        """What was learned."""
+        columns = [[one.detach().cpu().double().numpy() for one in pair] for pair in self.changes.values()]
+        return Gains(self.sites, *(tuple(column) for column in zip(*columns, strict=True)))
+
+
+@dataclass(frozen=True, eq=False)
+class Learner:
+    """What is fitted, to which loss, and what comes of it.
+
+    working: the context that the fit needs. result: arrays by name: of gains as Gains.to_arrays has them,
+    of weights as weights/ and the key of the state dict.
+    """
+
+    module: nn.Module
+    loss: Loss
+    working: Callable[[], AbstractContextManager[None]]
+    result: Callable[[], Arrays]
+
+
+def make_learner(
+    what: str, classifier: Classifier, sites: Sequence[Site], epsilon: Fraction, *, augment: bool
+) -> Learner:
+    """Of gains at these sites with all weights frozen, of all weights, or of the batch norms' alone.
+
+    In evaluation mode all of them: a batch norm's statistics stay those of clean images.
+    """
+    if what == GAINS:
+        gains = LearnedGains(classifier, sites)
+        inner = adversarial_loss(classifier, epsilon, steps=ATTACK_STEPS, step_size=STEP_SIZE)
+
+        def loss(images: torch.Tensor, labels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+            with scaling(classifier, gains.changes):
+                return inner(images, labels, generator)
+
+        return Learner(
+            gains,
+            augmented(loss) if augment else loss,
+            lambda: frozen(classifier.module),
+            lambda: gains.gains().to_arrays(),
+        )
+    copied = classifier.duplicate()
+    fitted = _norm_parameters(copied.module) if what == NORMS else list(copied.module.parameters())
+    copied.module.requires_grad_(False)
+    for parameter in fitted:
+        parameter.requires_grad_(True)
+    of_weights = adversarial_loss(copied, epsilon, steps=ATTACK_STEPS, step_size=STEP_SIZE)
+
+    def result() -> Arrays:
+        named = copied.module.named_parameters()
+        return {WEIGHTS + key: one.detach().cpu().numpy() for key, one in named if one.requires_grad}
+
+    return Learner(copied.module, augmented(of_weights) if augment else of_weights, nullcontext, result)
+
+
+def with_weights(original: Classifier, weights: Arrays) -> Classifier:
+    """A copy with other values for these weights."""
+    changed = original.duplicate()
+    state = changed.module.state_dict()
+    for key, values in weights.items():
+        state[key.removeprefix(WEIGHTS)].copy_(torch.from_numpy(values))
+    return changed
+
+
+def between(original: Classifier, weights: Arrays, strength: float) -> Arrays:
+    """Weights on the straight line from the original's (0) to these (1)."""
+    state = original.module.state_dict()
+    return {
+        key: torch.lerp(state[key.removeprefix(WEIGHTS)].cpu(), torch.from_numpy(values), strength).numpy()
+        for key, values in weights.items()
+    }
+
+
+@contextmanager
+def frozen(module: nn.Module) -> Iterator[None]:
+    """Inside the block no weight of the module requires a gradient."""
+    flags = [(parameter, parameter.requires_grad) for parameter in module.parameters()]
+    module.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)
+
+
+def alternatives(classifier: Classifier) -> list[str]:
+    """What else could be fitted: all weights, and the batch norms' scales and shifts if there are any."""
+    return [ALL_WEIGHTS, *([NORMS] if _norm_parameters(classifier.module) else [])]
+
+
+def _norm_parameters(module: nn.Module) -> list[nn.Parameter]:
+    norms = [one for one in module.modules() if isinstance(one, nn.modules.batchnorm._BatchNorm)]
+    return [parameter for norm in norms for parameter in norm.parameters(recurse=False)]
+
+
+def seconds_per_step(learners: Sequence[Learner], data: ImageData) -> list[float]:
+    """What a step of each takes, in turns: the median of a few."""
+    generator = torch.Generator().manual_seed(0)
+    images, labels = data[: min(BATCH, len(data))]
+    times: list[list[float]] = [[] for _ in learners]
+    for _ in range(PACED_STEPS):
+        for learner, found in zip(learners, times, strict=True):
+            device = next(learner.module.parameters()).device
+            with learner.working():
+                start = time.perf_counter()
+                learner.loss(images.to(device), labels.to(device), generator).backward()  # type: ignore[no-untyped-call]
+                found.append(time.perf_counter() - start)
+                learner.module.zero_grad(set_to_none=True)
+    return [float(np.median(found[1:])) for found in times]
+
+
+def make_schedule(what: str, steps: int, data: ImageData, seed: int) -> Schedule:
+    """So many steps over the images, at a learning rate for gains or for weights."""
+    size = min(BATCH, len(data))
+    return Schedule(
+        epochs=math.ceil(steps / (len(data) // size)),
+        steps=steps,
+        batch_size=size,
+        peak_learning_rate=RATES[what],
+        weight_decay=0.0,
+        seed=seed,
+    )

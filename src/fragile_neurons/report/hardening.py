@@ -1,0 +1,114 @@
+"""What `harden` found, as rows of texts: for a terminal and for summary.md."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fragile_neurons.report.sentences import accuracy, points
+
+Found = dict[str, Any]
+ATTACKS = {"fgsm": "FGSM", "pgd": "PGD-20 x 5", "apgd": "APGD-CE + APGD-T", "pgd-10": "PGD-10"}
+SHUFFLED = "shuffled"
+
+HEADER = ["attack", "epsilon", "original", "hardened", "difference, pp", "n"]
+OTHERS = ["network", "numbers", "seconds", "clean", "FGSM", "PGD-20 x 5"]
+
+
+def difference_rows(found: Found) -> list[list[str]]:
+    """A row per attack and epsilon: before, after, and the paired difference with its interval."""
+    rows = []
+    for row in found["hardening"]["differences"]:
+        before, after = (_at(found, name, row["attack"], row["epsilon"]) for name in ("original", "hardened"))
+        if row["attack"] != "pgd-10" and before and after:
+            attack = "none" if row["attack"] == "clean" else ATTACKS[row["attack"]]
+            cells = [attack, row["epsilon"], accuracy(before), accuracy(after), difference(row)]
+            rows.append([*cells, f"{row['n']:,}"])
+    return rows
+
+
+def difference(row: Found) -> str:
+    """+20.35 [+18.60, +22.12]"""
+    low, high = row["ci95"]
+    return f"{points(row['value'])} [{points(low)}, {points(high)}]"
+
+
+def other_rows(found: Found) -> list[list[str]]:
+    """The hardened network beside those whose weights were fitted for the same time."""
+    hardening = found["hardening"]
+    fits = {fit["network"]: fit for fit in hardening["fits"]}
+    rows = []
+    for name in ("original", "hardened", *(name for name in fits if name != "hardened")):
+        cells = [_at(found, name, attack, epsilon) for attack, epsilon in _columns(hardening)]
+        fit = fits.get(name)
+        numbers = fit["numbers"] if fit else hardening["numbers"] if name == "hardened" else None
+        shown = [accuracy(cell) if cell else "–" for cell in cells]
+        seconds = f"{fit['seconds']:.0f}" if fit else "–"
+        rows.append([name, "–" if numbers is None else f"{numbers:,}", seconds, *shown])
+    return rows
+
+
+def _columns(hardening: Found) -> list[tuple[str, str]]:
+    return [("clean", "0"), ("fgsm", hardening["epsilon"]), ("pgd", hardening["epsilon"])]
+
+
+def _at(found: Found, network: str, attack: str, epsilon: str, made_on: str | None = None) -> Found | None:
+    for row in found["hardening"]["accuracies"]:
+        place = (row["network"], row["attack"], row["epsilon"], row["made_on"])
+        if place == (network, attack, epsilon, made_on or network):
+            return dict(row)
+    return None
+
+
+def verdict(found: Found) -> str:
+    """The verdict and its reason."""
+    hardening = found["hardening"]
+    said = f"Verdict at epsilon {hardening['epsilon']}: {hardening['verdict']} ({hardening['reason']})."
+    if hardening["is_identity"]:
+        said += (
+            " No strength kept the budget and helped on val: the gains are all 1, the weights as they were."
+        )
+    return said
+
+
+def described(found: Found) -> str:
+    """Rule, numbers, and which images served for what."""
+    one, layers, data = found["hardening"], len(found["layers"]), found["data"]
+    share = 100 * one["numbers"] / one["parameters"]
+    fitted = f"fitted on {one['fitted_on']}, " if one["rule"] == "learned" else ""
+    return (
+        f"Rule {one['rule']}, {layers} layer{'s' if layers > 1 else ''}, site {found['site']}: "
+        f"{one['numbers']:,} numbers ({share:.2g} % of {one['parameters']:,} weights), gains from "
+        f"{one['smallest_gain']:.2f} to {one['largest_gain']:.2f}; {fitted}chosen on {one['chosen_on']}, "
+        f"judged on {data['n']:,} {data['split']} images. Budget: {points(-one['budget'])} pp clean."
+    )
+
+
+def control_lines(found: Found) -> list[str]:
+    """Shuffled, inverted and uniform gains under PGD-10; transfer both ways; the stronger attacks."""
+    epsilon, lines = found["hardening"]["epsilon"], []
+    named = {row["network"]: row for row in found["hardening"]["accuracies"] if row["attack"] == "pgd-10"}
+    if named:
+        shuffled = [row["value"] for name, row in named.items() if name.startswith(SHUFFLED)]
+        plain = [name for name in named if not name.startswith(SHUFFLED)]
+        lines.append(
+            f"Controls, PGD-10 at {epsilon}, {named['hardened']['n']:,} images: "
+            f"{', '.join(f'{name} {accuracy(named[name])}' for name in plain)}; the same gains on other "
+            f"neurons {100 * min(shuffled):.1f} to {100 * max(shuffled):.1f} % in {len(shuffled)} draws."
+        )
+    onto, back = (
+        _at(found, network, "pgd", epsilon, source)
+        for network, source in (("hardened", "original"), ("original", "hardened"))
+    )
+    if onto and back:
+        lines.append(
+            f"Transfer, PGD at {epsilon}: of images made on the original the hardened has {accuracy(onto)} "
+            f"right, of those made on the hardened the original {accuracy(back)}."
+        )
+    for row in found["hardening"]["left_over"]:
+        name = ATTACKS.get(row["attack"], row["attack"])
+        interval = f"[{points(row['low'])}, {points(row['high'])}]"
+        lines.append(
+            f"{name}: its gain minus {row['share']} of PGD's on the same images is {points(row['value'])} pp "
+            f"{interval}; below 0 the gain vanishes."
+        )
+    return lines

@@ -1,0 +1,334 @@
+"""One unit of `harden`; the networks are made anew from the results of the units before."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from fractions import Fraction
+from functools import partial
+
+import numpy as np
+
+from fragile_neurons.analysis.dropout import Dropout, summarise_dropout
+from fragile_neurons.analysis.patching import Patching, summarise_patching
+from fragile_neurons.analysis.targeting import Targeting, summarise_targeting
+from fragile_neurons.analysis.verdicts import Rule
+from fragile_neurons.classifier import Classifier, evaluating
+from fragile_neurons.data.catalogue import CATALOGUE
+from fragile_neurons.evidence import UNBOUNDED, Arrays, conditions, observe_condition
+from fragile_neurons.folding import fold
+from fragile_neurons.hardening import search
+from fragile_neurons.hardening.choose import SHRINKING, STRENGTHS, try_changes
+from fragile_neurons.hardening.gains import FloatArray, Gains, Strength, keep_energy, proportional
+from fragile_neurons.hardening.judge import (
+    CONTROLS,
+    HARDENED,
+    ORIGINAL,
+    TEMPERED,
+    Trial,
+    control,
+    find_temperature,
+    make_trials,
+    run_trial,
+    temper,
+)
+from fragile_neurons.hardening.learn import (
+    GAINS,
+    WEIGHTS,
+    Learner,
+    alternatives,
+    between,
+    make_learner,
+    make_schedule,
+    seconds_per_step,
+    with_weights,
+)
+from fragile_neurons.norms import parse_epsilon, parse_epsilons
+from fragile_neurons.runs.joining import Given, join_disturbances, join_drops, join_patches, join_predictions
+from fragile_neurons.runs.plan import Unit, make_plan
+from fragile_neurons.runs.spec import HardenSpec
+from fragile_neurons.runs.subject import Mending, Subject
+from fragile_neurons.training.loop import fit
+
+Results = Sequence[tuple[Unit, Arrays]]
+CHECKPOINT = "fit {}.checkpoint"
+FEWEST_STEPS = 5
+
+
+def execute_hardening(subject: Subject, unit: Unit, given: Results) -> Arrays:
+    """The arrays of one unit, by name; given: the results of the units that it needs."""
+    spec, mending = _parts(subject)
+    if unit.kind == "candidates":
+        return _screen(subject, unit.attack, given)
+    if unit.kind == "pace":
+        learners = [_learner(subject, network) for network in fitted(subject)]
+        return {"seconds": np.array(seconds_per_step(learners, mending.fitting))}
+    if unit.kind == "fit":
+        return _fit(subject, unit.network, given)
+    if unit.kind == "chosen":
+        return _choose(subject, unit.network, given)
+    networks = {name: network_of(subject, name, given) for name in {unit.network, unit.source} - {""}}
+    if unit.kind == "temperature":
+        found = find_temperature(
+            subject.classifier, networks[HARDENED], mending.choosing, batch_size=spec.batch_size
+        )
+        return {"temperature": np.array(found)}
+    if unit.kind == "condition":
+        budget = Fraction(1) if unit.attack == UNBOUNDED else parse_epsilon(spec.epsilon)
+        attack = conditions(subject.data)[unit.attack]
+        return observe_condition(
+            attack, networks[HARDENED], subject.data, [budget], images=unit.stop, seed=spec.seed
+        )
+    named = (unit.network, unit.attack, unit.source)
+    trial = next(one for one in trials_of(subject) if (one.network, one.attack, one.source) == named)
+    return run_trial(
+        trial,
+        networks,
+        subject.data,
+        batch_size=spec.batch_size,
+        seed=spec.seed,
+        start=unit.start,
+        stop=unit.stop,
+    )
+
+
+def network_of(subject: Subject, name: str, given: Results) -> Classifier:
+    """The original, or one that an earlier unit has chosen."""
+    if name == ORIGINAL:
+        return subject.classifier
+    if name == TEMPERED:
+        temperature = next(arrays["temperature"] for unit, arrays in given if unit.kind == "temperature")
+        return temper(network_of(subject, HARDENED, given), float(temperature))
+    arrays = next(arrays for unit, arrays in given if unit.kind == "chosen" and unit.network == name)
+    return _network(subject, name, arrays)
+
+
+def gains_of(subject: Subject, arrays: Arrays) -> Gains:
+    """The gains among a unit's results."""
+    return Gains.from_arrays(subject.selection.sites, arrays)
+
+
+def trials_of(subject: Subject) -> list[Trial]:
+    """All that the networks of a run are asked."""
+    spec = _parts(subject)[0]
+    return make_trials(
+        len(subject.data),
+        parse_epsilon(spec.epsilon),
+        parse_epsilons(spec.epsilons),
+        alternatives=_alternatives(subject),
+        controls=CONTROLS,
+    )
+
+
+def scoring_units(subject: Subject) -> list[Unit]:
+    """What scores the neurons: those units of an analysis of validation images that the rule asks for."""
+    spec, mending = _parts(subject)
+    if mending.scoring is None:
+        return []
+    scores = search.scores_needed(spec.rule, spec.score)
+    kinds = {"predictions", "drops"}
+    if scores & {"share", "excess"} or spec.keep_energy:
+        kinds.add("disturbances")
+    if "rescue" in scores:
+        kinds.add("patches")
+    units = make_plan(mending.scoring.selection, len(mending.scoring.data), spec.batch_size)
+    return [unit for unit in units if unit.kind in kinds]
+
+
+def screened(subject: Subject) -> list[str]:
+    """The scores that candidates are screened by."""
+    return list(search.SCORES) if _parts(subject)[0].rule == "searched" else []
+
+
+def fitted(subject: Subject) -> list[str]:
+    """The networks that are fitted, in the order of their paces."""
+    return ([HARDENED] if _parts(subject)[0].rule == "learned" else []) + _alternatives(subject)
+
+
+def _alternatives(subject: Subject) -> list[str]:
+    return alternatives(subject.classifier) if _parts(subject)[0].alternatives else []
+
+
+def _parts(subject: Subject) -> tuple[HardenSpec, Mending]:
+    assert isinstance(subject.spec, HardenSpec)
+    assert subject.mending is not None
+    return subject.spec, subject.mending
+
+
+def _scores(subject: Subject, given: Given, score: str) -> list[FloatArray]:
+    """What each layer's neurons are scored by."""
+    scoring = _parts(subject)[1].scoring
+    assert scoring is not None
+    selection, epsilons = scoring.selection, parse_epsilons(scoring.spec.epsilons)
+    predictions = join_predictions(given)
+    found: Dropout | Patching | Targeting
+    if score in ("share", "excess"):
+        found = _targeting(scoring, given)
+    elif score == "rescue":
+        found = summarise_patching(selection, predictions, join_patches(given), epsilons)
+    else:
+        dropped = join_drops(given)
+        found = summarise_dropout(selection, predictions, dropped, epsilons, mode="adaptive", rule=Rule())
+    values = found.to_table()[search.SCORES[score]].to_numpy(zero_copy_only=False)
+    return [values[selection.places(layer)] for layer in selection.layers]
+
+
+def _energies(subject: Subject, given: Given) -> list[FloatArray]:
+    """The activation energy of each layer's neurons."""
+    scoring = _parts(subject)[1].scoring
+    assert scoring is not None
+    energy = _targeting(scoring, given).activation_energy
+    return [energy[scoring.selection.places(layer)] for layer in scoring.selection.layers]
+
+
+def _targeting(scoring: Subject, given: Given) -> Targeting:
+    observed = {layer.name: join_disturbances(given, layer.name) for layer in scoring.selection.layers}
+    return summarise_targeting(
+        scoring.classifier,
+        scoring.selection,
+        scoring.data.classes,
+        join_predictions(given),
+        observed,
+        parse_epsilons(scoring.spec.epsilons),
+    )
+
+
+def _proportional(subject: Subject, given: Given, score: str, strengths: Sequence[Strength]) -> list[Gains]:
+    """The rule's gains by one score, of each strength."""
+    spec = _parts(subject)[0]
+    scores, found = _scores(subject, given, score), []
+    for strength in strengths:
+        tolerance = spec.tolerance if score in ("clean", "adv") else None
+        factors = [proportional(one, strength, tolerance=tolerance) for one in scores]
+        if spec.keep_energy:
+            energies = _energies(subject, given)
+            factors = [keep_energy(*pair) for pair in zip(factors, energies, strict=True)]
+        found.append(Gains.of_factors(subject.selection.sites, factors))
+    return found
+
+
+def _screen(subject: Subject, score: str, given: Given) -> Arrays:
+    spec, mending = _parts(subject)
+    candidates = _proportional(subject, given, score, search.STRENGTHS)
+    return search.screen(
+        subject.classifier,
+        candidates,
+        mending.choosing,
+        parse_epsilon(spec.epsilon),
+        batch_size=spec.batch_size,
+        seed=spec.seed,
+    )
+
+
+def _choose(subject: Subject, network: str, given: Results) -> Arrays:
+    """What a network is from now on: the best of its candidates.
+
+    kept: whether one keeps the budget and helps; else the original's own gains or weights, but for a control,
+    which stays at its weakest. strength: the one taken, nan where there is none.
+    """
+    spec, mending = _parts(subject)
+    candidates, strengths = _candidates(subject, network, given)
+    if network == HARDENED and spec.rule == "proportional":
+        return candidates[0]
+    tried = try_changes(
+        subject.classifier,
+        [partial(_network, subject, network, arrays) for arrays in candidates],
+        mending.choosing,
+        None if network in CONTROLS else parse_epsilon(spec.epsilon),
+        batch_size=spec.batch_size,
+        seed=spec.seed,
+    )
+    best = tried.best(spec.budget)
+    taken = len(candidates) - 1 if best is None and network in CONTROLS else best
+    return {
+        **(_unchanged(subject, candidates[0]) if taken is None else candidates[taken]),
+        "tried clean": tried.clean,
+        "tried attacked": tried.attacked,
+        "kept": np.array(best is not None),
+        "strength": np.array(np.nan if taken is None or not strengths else strengths[taken]),
+    }
+
+
+def _candidates(subject: Subject, network: str, given: Results) -> tuple[list[Arrays], tuple[float, ...]]:
+    """What a network may become, and the strengths that this is, if it is strengths of one change."""
+    spec = _parts(subject)[0]
+    fit = next((arrays for unit, arrays in given if unit.kind == "fit"), {})
+    if network in _alternatives(subject):
+        return [between(subject.classifier, _weights(fit), strength) for strength in STRENGTHS], STRENGTHS
+    if network in CONTROLS:
+        hardened = gains_of(subject, next(arrays for unit, arrays in given if unit.kind == "chosen"))
+        held = control(network, hardened, spec.seed)
+        return [held.power(strength).to_arrays() for strength in SHRINKING], SHRINKING
+    if spec.rule == "learned":
+        gains = gains_of(subject, fit)
+        return [gains.power(strength).to_arrays() for strength in STRENGTHS], STRENGTHS
+    if spec.rule == "searched":
+        screened = {unit.attack: arrays for unit, arrays in given if unit.kind == "candidates"}
+        names = list(screened)
+        places = search.finalists(list(screened.values()), spec.budget)
+        found = [
+            _proportional(subject, given, names[score], [search.STRENGTHS[place]]) for score, place in places
+        ]
+        return [one.to_arrays() for (one,) in found], ()
+    strength = Strength(spec.strength, spec.strength)
+    return [one.to_arrays() for one in _proportional(subject, given, spec.score, [strength])], ()
+
+
+def _network(subject: Subject, name: str, arrays: Arrays) -> Classifier:
+    if name in _alternatives(subject):
+        return with_weights(subject.classifier, _weights(arrays))
+    return fold(subject.classifier, gains_of(subject, arrays).changes, subject.selection.images)
+
+
+def _unchanged(subject: Subject, candidate: Arrays) -> Arrays:
+    """The original, in the form of a candidate."""
+    if weights := _weights(candidate):
+        return between(subject.classifier, weights, 0.0)
+    return gains_of(subject, candidate).power(0.0).to_arrays()
+
+
+def _weights(arrays: Arrays) -> Arrays:
+    return {key: one for key, one in arrays.items() if key.startswith(WEIGHTS)}
+
+
+def _learner(subject: Subject, network: str) -> Learner:
+    spec, _ = _parts(subject)
+    known = CATALOGUE.get(spec.data)
+    return make_learner(
+        GAINS if network == HARDENED else network,
+        subject.classifier,
+        subject.selection.sites,
+        parse_epsilon(spec.epsilon),
+        augment=known is not None and known.mirrors,
+    )
+
+
+def _fit(subject: Subject, network: str, given: Results) -> Arrays:
+    """Gains or weights after their fit, the seconds it took and its steps."""
+    spec, mending = _parts(subject)
+    ((_, pace),) = given
+    seconds = dict(zip(fitted(subject), pace["seconds"].tolist(), strict=True))
+    learner = _learner(subject, network)
+    allowed = 60 * spec.minutes
+    if spec.steps is not None and HARDENED in seconds:
+        allowed = spec.steps * seconds[HARDENED]  # the same wall time for the alternatives
+    steps = max(FEWEST_STEPS, round(allowed / seconds[network]))
+    if network == HARDENED:
+        steps = spec.steps or steps
+    what = GAINS if network == HARDENED else network
+    schedule = make_schedule(what, steps, mending.fitting, spec.seed)
+    checkpoint = mending.scratch / CHECKPOINT.format(network)
+    checkpoint.parent.mkdir(parents=True, exist_ok=True)
+    start = time.perf_counter()
+    with learner.working(), evaluating(subject.classifier):
+        walk = fit(
+            learner.module,
+            learner.loss,
+            mending.fitting,
+            schedule,
+            checkpoint=checkpoint,
+            purpose={"network": network},
+        )
+        for progress in walk:
+            mending.tell(f"step {progress.epoch}.{progress.step}, loss {progress.loss:.3f}")
+    return {**learner.result(), "steps": np.array(steps), "seconds": np.array(time.perf_counter() - start)}

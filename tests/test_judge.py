@@ -1,0 +1,177 @@
+"""The judge on pairs of networks whose verdict is known."""
+
+from __future__ import annotations
+
+import copy
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import fragile_neurons as fn
+from fragile_neurons.attacks.fgsm import fgsm
+from fragile_neurons.folding import fold
+from fragile_neurons.hardening.gains import Gains
+from fragile_neurons.hardening.judge import HARDENED, ORIGINAL, TEMPERED, Trial, find_temperature, judge
+from fragile_neurons.losses import margins
+from fragile_neurons.neurons import executed_layers
+
+
+@pytest.fixture(scope="module")
+def mnist() -> tuple[fn.Classifier, fn.ImageData, fn.ImageData]:
+    """The bundled network, validation and test images."""
+    return (
+        fn.load_model("mnist-cnn"),
+        fn.load_data("mnist", split="val", limit=100),
+        fn.load_data("mnist", split="test", limit=60),
+    )
+
+
+@pytest.fixture(autouse=True)
+def without_apgd(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """APGD takes long; a slow test has it."""
+    if "slow" not in request.keywords:
+        monkeypatch.setattr("fragile_neurons.hardening.judge.is_installed", lambda: False)
+
+
+class Scaled(nn.Module):
+    """A network with larger logits, which a softmax in float32 saturates."""
+
+    def __init__(self, module: nn.Module, factor: float) -> None:
+        super().__init__()
+        self.module, self.factor = module, factor
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.factor * self.module(images)
+        return logits
+
+
+def test_logits_scaled_up_vanish_under_a_stronger_attack(
+    mnist: tuple[fn.Classifier, fn.ImageData, fn.ImageData],
+) -> None:
+    original, val, test = mnist
+    louder = fn.Classifier(Scaled(original.module, 1e4), mean=[0.1307], std=[0.3081]).eval()
+    found = judge(original, louder, val=val, test=test, epsilon=0.1)
+    assert found.findings.fgsm.gain > 0.1  # it looks robust
+    assert found.verdict == "vanishes under stronger attack"
+    assert find_temperature(original, louder, val, batch_size=256) == pytest.approx(1e4, rel=1e-3)
+
+
+def test_identity_gains_change_nothing_bit_for_bit(
+    mnist: tuple[fn.Classifier, fn.ImageData, fn.ImageData],
+) -> None:
+    original, val, test = mnist
+    site = executed_layers(original, test[:8][0])[0].site("conv")
+    gains = Gains.of_factors([site], [np.ones(32)])
+    same = fold(original, gains.changes, test[:8][0])
+    for key, tensor in original.module.state_dict().items():
+        assert torch.equal(tensor, same.module.state_dict()[key])
+    found = judge(original, same, val=val, test=test, epsilon=0.1, gains=gains)
+    assert found.verdict == "changes nothing"
+    for attack in ("clean", "fgsm", "pgd"):
+        before, after = (_only(found.right, network, attack) for network in (ORIGINAL, HARDENED))
+        np.testing.assert_array_equal(before, after)
+
+
+def test_a_ruined_network_costs_more_than_it_brings(
+    mnist: tuple[fn.Classifier, fn.ImageData, fn.ImageData],
+) -> None:
+    original, val, test = mnist
+    site = executed_layers(original, test[:8][0])[1].site("conv")
+    factors = np.where(np.arange(64) % 2, 1e3, 1e-3)
+    gains = Gains.of_factors([site], [factors])
+    ruined = fold(original, gains.changes, test[:8][0])
+    found = judge(original, ruined, val=val, test=test, epsilon=0.1)
+    assert found.verdict == "costs more than it brings"
+
+
+class Exchangeable(nn.Module):
+    """Two pixels: one tells the class surely, one by little; eight equal channels read the second one.
+
+    An attack of 0.1 turns the second pixel, whose channels together outvote the first; made weaker, which
+    of them does not matter, they do not.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 8, (1, 2))
+        self.conv.weight.data[:], self.conv.bias.data[:] = torch.tensor([0.0, 1.0]), -0.5  # type: ignore[union-attr]
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        sure = images[:, :, :, 0].flatten(1) - 0.5
+        little = self.conv(images).flatten(1).sum(dim=1, keepdim=True)
+        score = sure + little
+        return torch.cat([-score, score], dim=1)
+
+
+def test_gains_on_exchangeable_channels_are_no_better_than_shuffled() -> None:
+    generator = np.random.default_rng(0)
+
+    def draw(n: int) -> fn.ImageData:
+        labels = generator.integers(0, 2, n)
+        sign = 2 * labels - 1
+        pixels = np.stack([0.5 + 0.3 * sign, 0.5 + generator.uniform(0.02, 0.08, n) * sign], axis=1)
+        return fn.ImageData(pixels.astype(np.float32).reshape(n, 1, 1, 2), labels, ("down", "up"))
+
+    val, test = draw(200), draw(300)
+    original = fn.Classifier(Exchangeable()).eval()
+    site = executed_layers(original, test[:8][0])[0].site("conv")
+    gains = Gains.of_factors([site], [np.array([0.01, 0.5, 0.01, 0.01, 0.5, 0.01, 0.01, 0.01])])
+    hardened = fold(original, gains.changes, test[:8][0])
+    found = judge(original, hardened, val=val, test=test, epsilon=0.1, gains=gains)
+    assert found.findings.pgd.gain > 0.3  # it is more robust indeed
+    assert found.findings.clean.gain == 0
+    assert found.verdict == "no better than shuffled gains"
+
+
+def test_accuracies_are_those_of_a_plain_loop(
+    mnist: tuple[fn.Classifier, fn.ImageData, fn.ImageData],
+) -> None:
+    original, val, test = mnist
+    site = executed_layers(original, test[:8][0])[0].site("conv")
+    gains = Gains.of_factors([site], [np.linspace(0.5, 1.5, 32)])
+    hardened = fold(original, gains.changes, test[:8][0])
+    found = judge(original, hardened, val=val, test=test, epsilon="0.1", epsilons=["0.05"])
+    images, labels = test[:]
+    grid = [Fraction(1, 20), Fraction(1, 10)]
+    for name, network, other in ((ORIGINAL, original, hardened), (HARDENED, hardened, original)):
+        with torch.no_grad():
+            clean = network(images).argmax(1) == labels
+            attacked = fgsm(network, images, labels, grid)
+            right = torch.stack([network(one).argmax(1) == labels for one in attacked]) & clean
+        np.testing.assert_array_equal(_only(found.right, name, "fgsm"), right.numpy())
+        np.testing.assert_array_equal(_only(found.right, name, "clean")[0], clean.numpy())
+        assert other is not network
+    table = found.to_table().to_pylist()
+    row = next(
+        row for row in table if (row["network"], row["attack"], row["epsilon"]) == (HARDENED, "fgsm", 0.1)
+    )
+    assert row["value"] == _only(found.right, HARDENED, "fgsm")[1].mean()
+    assert row["n"] == 60
+
+
+def test_the_tempered_network_has_the_margins_of_the_original(
+    mnist: tuple[fn.Classifier, fn.ImageData, fn.ImageData],
+) -> None:
+    original, val, _ = mnist
+    images, labels = val[:]
+    changed = copy.deepcopy(original)
+    with torch.no_grad():
+        changed.module.fc2.weight.mul_(3)  # type: ignore[union-attr, operator]
+        first, second = margins(original(images), labels), margins(changed(images), labels)
+    both = (first > 0) & (second > 0)
+    expected = float(second[both].median() / first[both].median())
+    assert find_temperature(original, changed, val, batch_size=64) == pytest.approx(expected, rel=1e-5)
+
+
+def _only(right: dict[Trial, np.ndarray], network: str, attack: str) -> np.ndarray:
+    (found,) = [
+        found
+        for trial, found in right.items()
+        if (trial.network, trial.attack) == (network, attack)
+        and trial.source != TEMPERED
+        and not trial.source
+    ]
+    return found
