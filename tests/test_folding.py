@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 import fragile_neurons as fn
-from fragile_neurons.folding import fold
+from fragile_neurons.folding import fold, holding
 from fragile_neurons.hardening.gains import Gains
 from fragile_neurons.hardening.premises import common_site
 from fragile_neurons.interventions import scaling
@@ -92,7 +92,7 @@ def test_scaling_is_arithmetic_on_the_maps_of_one_layer() -> None:
     (layer,) = select_layers(classifier, executed_layers(classifier, images), "all")
     factors, shifts = torch.tensor([2.0, 0.5]), torch.tensor([0.0, -1.0])
     maps = conv(images)
-    by_hand = classifier.module[2](torch.stack([2 * maps[:, 0], 0.5 * maps[:, 1] - 1], 1).flatten(1))  # type: ignore[index, operator]
+    by_hand = classifier.module[2](torch.stack([2 * maps[:, 0], 0.5 * maps[:, 1] - 1], 1).flatten(1))  # type: ignore[index]
     with scaling(classifier, {layer.site("conv"): (factors, shifts)}):
         torch.testing.assert_close(classifier(images), by_hand)
 
@@ -194,3 +194,32 @@ def test_gains_that_are_no_gains_are_refused(value: float) -> None:
     factors[17] = value
     with pytest.raises(fn.InputError, match="gain of conv1:17"):
         Gains.of_factors([site], [factors])
+
+
+@pytest.mark.parametrize("name", ["mnist-cnn", "cifar10-resnet20"])
+def test_weights_hold_gains_as_maps_are_scaled_gradients_included(name: str) -> None:
+    classifier, images = build(name)
+    classifier, images = classifier.double(), images.double()  # or a ReLU may be on one side or the other
+    before = {key: one.clone() for key, one in classifier.module.state_dict().items()}
+    own = dict(classifier.module.named_parameters())
+    layers = select_layers(classifier, executed_layers(classifier, images), "all")
+    gains = random_gains(classifier, images, common_site(classifier, layers))
+    found = []
+    for context in (holding, scaling):
+        leaves = {
+            site: (one.clone().requires_grad_(), two.clone().requires_grad_())
+            for site, (one, two) in gains.changes.items()
+        }
+        with context(classifier, leaves):
+            classifier(images).square().sum().backward()
+        found.append([leaf.grad for pair in leaves.values() for leaf in pair])
+    for one, other in zip(*found, strict=True):
+        assert one is not None
+        assert other is not None
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6 * float(other.abs().max()))
+    assert [one is own[key] for key, one in classifier.module.named_parameters()] == [True] * len(own)
+    for key, one in classifier.module.state_dict().items():
+        assert torch.equal(one, before[key])
+    with pytest.raises(RuntimeError), holding(classifier, gains.changes):
+        raise RuntimeError
+    assert all(one is own[key] for key, one in classifier.module.named_parameters())

@@ -522,3 +522,17 @@ def test_a_selection_refuses_what_its_parts_refuse(
     small_classifier.module.get_parameter("conv1.weight").data[0] = torch.nan
     with pytest.raises(InputError, match=r"weights conv1\.weight are not finite"):
         select(small_classifier, small_data)
+
+
+def test_a_convolution_of_a_class_of_its_own_is_a_convolution() -> None:
+    """As timm's Conv2dSame, or what torch.nn.utils.parametrizations make."""
+
+    class Same(nn.Conv2d):
+        pass
+
+    module = nn.Sequential(Same(1, 3, 3), nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(64, 2))
+    nn.utils.parametrizations.weight_norm(module[1])
+    classifier = Classifier(module).eval()
+    layers = executed_layers(classifier, torch.rand(2, 1, 8, 8))
+    assert [layer.kind for layer in layers] == ["Conv2d", "Conv2d", "Linear"]
+    assert [layer.name for layer in select_layers(classifier, layers, "all")] == ["0", "1"]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import nn
@@ -37,6 +38,32 @@ def fold(classifier: Classifier, changes: Changes, images: torch.Tensor) -> Clas
             _refuse(site, _difference(classifier, _folded(classifier, alone), alone, images) > TOLERANCE)
         _refuse(site, True)
     return folded
+
+
+@contextmanager
+def holding(classifier: Classifier, changes: Changes) -> Iterator[None]:
+    """Inside the block the network's weights hold factors and shifts; gradients pass to both.
+
+    The same as `scaling`, by the weights instead of the maps, and faster: a batch norm has a scale anyway.
+    """
+    held = [(classifier.module.get_submodule(site.module), change) for site, change in changes.items()]
+    before = [dict(module._parameters) for module, _ in held]
+    try:
+        for module, (factors, shifts) in held:
+            weight, bias = module.weight, module.bias
+            assert isinstance(weight, torch.Tensor)
+            module._parameters["weight"] = weight * _along(factors, weight)  # type: ignore[assignment]
+            if isinstance(bias, torch.Tensor):
+                module._parameters["bias"] = bias * factors.to(bias) + shifts.to(bias)  # type: ignore[assignment]
+        yield
+    finally:
+        for (module, _), parameters in zip(held, before, strict=True):
+            module._parameters.update(parameters)
+
+
+def _along(factors: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Factors of a weight's first axis, (channels, 1, ...)."""
+    return factors.to(weight).view(-1, *[1] * (weight.ndim - 1))
 
 
 def refuse_unfoldable(classifier: Classifier, site: Site, *, shifted: bool = False) -> None:
@@ -76,8 +103,7 @@ def _folded(classifier: Classifier, changes: Changes) -> Classifier:
             module = folded.module.get_submodule(site.module)
             weight, bias = module.weight, module.bias
             assert isinstance(weight, torch.Tensor)
-            along = factors.to(weight.device).double().view(-1, *[1] * (weight.ndim - 1))
-            weight.copy_(weight.double() * along)
+            weight.copy_(weight.double() * _along(factors, weight.double()))
             if isinstance(bias, torch.Tensor):
                 bias.copy_(bias.double() * factors.to(bias.device).double() + shifts.to(bias.device).double())
     return folded

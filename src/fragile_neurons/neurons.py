@@ -117,7 +117,7 @@ def executed_layers(classifier: Classifier, images: torch.Tensor) -> tuple[Layer
         layers.append(
             Layer(
                 name=name,
-                kind=type(module).__name__,
+                kind="Conv2d" if isinstance(module, nn.Conv2d) else "Linear",
                 channels=channels,
                 map_shape=tuple(size for position, size in enumerate(shape) if position not in (0, axis)),
                 weight_shape=tuple(module.weight.shape),

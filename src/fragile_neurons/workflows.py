@@ -21,14 +21,20 @@ from fragile_neurons.report.tables import write_markdown
 from fragile_neurons.runs.engines.local import run_units
 from fragile_neurons.runs.evaluation import collect_evaluation
 from fragile_neurons.runs.export import export_analysis, export_evaluation, export_hardening, write_file
-from fragile_neurons.runs.folder import REPORTS, open_ledger, readable_disk_errors, resumable
+from fragile_neurons.runs.folder import (
+    REPORTS,
+    open_ledger,
+    readable_disk_errors,
+    remove_checkpoints,
+    resumable,
+)
 from fragile_neurons.runs.hardening import fitted, scoring_units, screened, trials_of
 from fragile_neurons.runs.ledger import Ledger
 from fragile_neurons.runs.mended import collect_hardening
 from fragile_neurons.runs.plan import Unit, make_plan, plan_evaluation, plan_hardening
 from fragile_neurons.runs.results import collect_results
 from fragile_neurons.runs.run import Run, open_run
-from fragile_neurons.runs.spec import EvaluateSpec, HardenSpec, Spec, make_spec
+from fragile_neurons.runs.spec import MINUTES, STEPS, EvaluateSpec, HardenSpec, Spec, make_spec
 from fragile_neurons.runs.subject import Subject, open_spec, open_subject, open_to_harden
 from fragile_neurons.sweeps.sampling import STANDARD_ERROR
 
@@ -120,8 +126,8 @@ def harden(
     layer: str = "all",
     site: str = "auto",
     budget: float = 0.01,
-    minutes: float = 2.0,
-    steps: int | None = None,
+    steps: int = STEPS,
+    minutes: float = MINUTES,
     alternatives: bool = True,
     score: str = "clean",
     strength: float = 0.5,
@@ -146,8 +152,8 @@ def harden(
         layer=layer,
         site=site,
         budget=budget,
-        minutes=minutes,
         steps=steps,
+        minutes=minutes,
         alternatives=alternatives,
         score=score,
         strength=strength,
@@ -209,6 +215,7 @@ def run_subject(subject: Subject, *, output: str | Path | None, force: bool, pro
             for name in REPORTS:
                 write_file(folder / name, lambda path: write_markdown(Run(folder), path))
             ledger.record_files([*names, *REPORTS])
+            remove_checkpoints(folder)
     return open_run(folder)
 
 

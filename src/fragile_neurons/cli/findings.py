@@ -27,7 +27,8 @@ COLOURS = {
 def show_run(run: Run) -> None:
     """What a run found, and where it is."""
     {"evaluate": _show_evaluation, "harden": _show_hardening}.get(run.command, _show_analysis)(run)
-    console.print(Text(f"\nThe run is in {run.folder} (summary.md, summary.json, images.parquet, ...)"))
+    files = "hardened.safetensors, gains.csv" if run.command == "harden" else "images.parquet"
+    console.print(Text(f"\nThe run is in {run.folder} (summary.md, summary.json, {files}, ...)"))
 
 
 def _show_hardening(run: Run) -> None:

@@ -10,7 +10,7 @@ from fragile_neurons.cli import options
 from fragile_neurons.cli.console import progress
 from fragile_neurons.cli.findings import show_run
 from fragile_neurons.norms import parse_epsilons
-from fragile_neurons.runs.spec import make_spec
+from fragile_neurons.runs.spec import MINUTES, STEPS, make_spec
 from fragile_neurons.workflows import run_spec
 
 
@@ -29,12 +29,10 @@ def harden(
     ] = None,
     layer: Annotated[str, typer.Option(help="first, all (convolutions), or a pattern of names.")] = "all",
     budget: Annotated[str, typer.Option(help="What clean accuracy may fall by.")] = "1pp",
+    steps: Annotated[int, typer.Option(help="Of the gains' fit, of 128 images each.")] = STEPS,
     minutes: Annotated[
-        float, typer.Option(help="Of each fit: of the gains, and of the weights they are held against.")
-    ] = 2.0,
-    steps: Annotated[
-        int | None, typer.Option(help="Of the gains' fit, instead of as many as the minutes allow.")
-    ] = None,
+        float, typer.Option(help="What a fit may take at most; it has fewer steps if they take longer.")
+    ] = MINUTES,
     alternatives: Annotated[
         bool,
         typer.Option(help="Fit all weights, and the batch norms alone, for the same time, to compare."),
@@ -95,8 +93,8 @@ def harden(
             layer=layer,
             site=site,
             budget=options.parse_points(budget),
-            minutes=minutes,
             steps=steps,
+            minutes=minutes,
             alternatives=alternatives,
             score=score,
             strength=strength,

@@ -261,5 +261,6 @@ def shrunk(
     """The network with a control's gains, weak enough to keep the budget; the weakest if none does."""
     images = val[:8][0].to(original.device)
     changes = [partial(fold, original, control.power(strength).changes, images) for strength in SHRINKING]
-    best = try_changes(original, changes, val, None, batch_size=batch_size, seed=seed).best(budget)
+    tried = try_changes(original, changes, val, None, budget=budget, batch_size=batch_size, seed=seed)
+    best = tried.best(budget)
     return changes[-1 if best is None else best]()

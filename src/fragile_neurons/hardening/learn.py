@@ -17,8 +17,8 @@ from torch import nn
 
 from fragile_neurons.classifier import Classifier
 from fragile_neurons.data.images import ImageData
+from fragile_neurons.folding import holding
 from fragile_neurons.hardening.gains import Gains
-from fragile_neurons.interventions import scaling
 from fragile_neurons.neurons import Site
 from fragile_neurons.training.loop import Loss, Schedule
 from fragile_neurons.training.recipes import adversarial_loss, augmented
@@ -28,7 +28,8 @@ PACED_STEPS = 7
 GAINS, ALL_WEIGHTS, NORMS = "gains", "all weights", "batch norms"
 WEIGHTS = "weights/"  # before the key of the state dict
 RATES = {GAINS: 0.05, ALL_WEIGHTS: 1e-3, NORMS: 0.01}
-ATTACK_STEPS, STEP_SIZE = 1, 1.25  # from a random start, as Wong, Rice and Kolter 2020 train
+# one step from a random start (Wong, Rice and Kolter 2020), and the images as they are
+ATTACK: dict[str, Any] = {"steps": 1, "step_size": 1.25, "clean": 1.0}
 
 Arrays = dict[str, npt.NDArray[Any]]
 
@@ -49,7 +50,7 @@ class LearnedGains(nn.Module):
 
     @property
     def changes(self) -> dict[Site, tuple[torch.Tensor, torch.Tensor]]:
-        """For scaling; gradients pass to the parameters."""
+        """For holding; gradients pass to the parameters."""
         columns = zip(self.sites, self.logarithms, self.shifts, strict=True)
         return {site: (one.exp(), two) for site, one, two in columns}
 
@@ -82,10 +83,10 @@ def make_learner(
     """
     if what == GAINS:
         gains = LearnedGains(classifier, sites)
-        inner = adversarial_loss(classifier, epsilon, steps=ATTACK_STEPS, step_size=STEP_SIZE)
+        inner = adversarial_loss(classifier, epsilon, **ATTACK)
 
         def loss(images: torch.Tensor, labels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-            with scaling(classifier, gains.changes):
+            with holding(classifier, gains.changes):
                 return inner(images, labels, generator)
 
         return Learner(
@@ -99,7 +100,7 @@ def make_learner(
     copied.module.requires_grad_(False)
     for parameter in fitted:
         parameter.requires_grad_(True)
-    of_weights = adversarial_loss(copied, epsilon, steps=ATTACK_STEPS, step_size=STEP_SIZE)
+    of_weights = adversarial_loss(copied, epsilon, **ATTACK)
 
     def result() -> Arrays:
         named = copied.module.named_parameters()

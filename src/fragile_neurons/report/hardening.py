@@ -7,7 +7,7 @@ from typing import Any
 from fragile_neurons.report.sentences import accuracy, points
 
 Found = dict[str, Any]
-ATTACKS = {"fgsm": "FGSM", "pgd": "PGD-20 x 5", "apgd": "APGD-CE + APGD-T", "pgd-10": "PGD-10"}
+ATTACKS = {"fgsm": "FGSM", "pgd": "PGD-20 x 5", "apgd": "APGD-CE + T", "pgd-10": "PGD-10"}
 SHUFFLED = "shuffled"
 
 HEADER = ["attack", "epsilon", "original", "hardened", "difference, pp", "n"]
@@ -27,9 +27,9 @@ def difference_rows(found: Found) -> list[list[str]]:
 
 
 def difference(row: Found) -> str:
-    """+20.35 [+18.60, +22.12]"""
-    low, high = row["ci95"]
-    return f"{points(row['value'])} [{points(low)}, {points(high)}]"
+    """+20.4 [+18.6, +22.1]"""
+    value, low, high = (100 * number for number in (row["value"], *row["ci95"]))
+    return f"{value:+.1f} [{low:+.1f}, {high:+.1f}]"
 
 
 def other_rows(found: Found) -> list[list[str]]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from fragile_neurons.errors import InputError, IntegrityError
 from fragile_neurons.runs.export import FILES
 from fragile_neurons.runs.ledger import FILE, PARTIAL, Ledger, disk_error
-from fragile_neurons.runs.plan import Unit
+from fragile_neurons.runs.plan import CHECKPOINT, Unit
 from fragile_neurons.runs.spec import Spec
 
 REPORTS = ("summary.md",)
@@ -80,3 +80,10 @@ def _is_empty(folder: Path) -> bool:
 def _remove_run(folder: Path) -> None:
     for name in (*FILES, *REPORTS, FILE, f"{FILE}-wal", f"{FILE}-shm"):
         (folder / name).unlink(missing_ok=True)
+    remove_checkpoints(folder)
+
+
+def remove_checkpoints(folder: Path) -> None:
+    """Remove what fits have left to go on from: their results are kept, or nobody wants them any more."""
+    for path in folder.glob(CHECKPOINT.format("*")):
+        path.unlink()

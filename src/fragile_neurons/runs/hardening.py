@@ -45,14 +45,12 @@ from fragile_neurons.hardening.learn import (
 )
 from fragile_neurons.norms import parse_epsilon, parse_epsilons
 from fragile_neurons.runs.joining import Given, join_disturbances, join_drops, join_patches, join_predictions
-from fragile_neurons.runs.plan import Unit, make_plan
+from fragile_neurons.runs.plan import CHECKPOINT, Unit, make_plan
 from fragile_neurons.runs.spec import HardenSpec
 from fragile_neurons.runs.subject import Mending, Subject
 from fragile_neurons.training.loop import fit
 
 Results = Sequence[tuple[Unit, Arrays]]
-CHECKPOINT = "fit {}.checkpoint"
-FEWEST_STEPS = 5
 
 
 def execute_hardening(subject: Subject, unit: Unit, given: Results) -> Arrays:
@@ -98,7 +96,7 @@ def network_of(subject: Subject, name: str, given: Results) -> Classifier:
         return subject.classifier
     if name == TEMPERED:
         temperature = next(arrays["temperature"] for unit, arrays in given if unit.kind == "temperature")
-        return temper(network_of(subject, HARDENED, given), float(temperature))
+        return temper(network_of(subject, HARDENED, given), temperature.item())
     arrays = next(arrays for unit, arrays in given if unit.kind == "chosen" and unit.network == name)
     return _network(subject, name, arrays)
 
@@ -235,6 +233,7 @@ def _choose(subject: Subject, network: str, given: Results) -> Arrays:
         [partial(_network, subject, network, arrays) for arrays in candidates],
         mending.choosing,
         None if network in CONTROLS else parse_epsilon(spec.epsilon),
+        budget=spec.budget,
         batch_size=spec.batch_size,
         seed=spec.seed,
     )
@@ -244,6 +243,7 @@ def _choose(subject: Subject, network: str, given: Results) -> Arrays:
         **(_unchanged(subject, candidates[0]) if taken is None else candidates[taken]),
         "tried clean": tried.clean,
         "tried attacked": tried.attacked,
+        "which attacked": np.array(tried.which, np.int64),
         "kept": np.array(best is not None),
         "strength": np.array(np.nan if taken is None or not strengths else strengths[taken]),
     }
@@ -309,12 +309,8 @@ def _fit(subject: Subject, network: str, given: Results) -> Arrays:
     ((_, pace),) = given
     seconds = dict(zip(fitted(subject), pace["seconds"].tolist(), strict=True))
     learner = _learner(subject, network)
-    allowed = 60 * spec.minutes
-    if spec.steps is not None and HARDENED in seconds:
-        allowed = spec.steps * seconds[HARDENED]  # the same wall time for the alternatives
-    steps = max(FEWEST_STEPS, round(allowed / seconds[network]))
-    if network == HARDENED:
-        steps = spec.steps or steps
+    meant = spec.steps * seconds.get(HARDENED, seconds[network])  # the gains' time is everybody's
+    steps = max(1, round(min(meant, 60 * spec.minutes) / seconds[network]))
     what = GAINS if network == HARDENED else network
     schedule = make_schedule(what, steps, mending.fitting, spec.seed)
     checkpoint = mending.scratch / CHECKPOINT.format(network)

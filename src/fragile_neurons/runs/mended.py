@@ -38,7 +38,8 @@ class Chosen:
     """What was taken of several strengths or candidates, and what each reached on validation images.
 
     strength: of a fit or a control; None for a candidate of a search, or where the original stayed.
-    clean, robust: accuracy of the original and of each that was tried; robust is empty if none was attacked.
+    clean: accuracy of the original and of each that was tried. robust: of the original and of those that
+    were attacked, by their places in `attacked`; empty if none was.
     """
 
     network: str
@@ -46,6 +47,7 @@ class Chosen:
     strength: float | None
     clean: tuple[float, ...]
     robust: tuple[float, ...]
+    attacked: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -117,15 +119,16 @@ def _fit(network: str, arrays: Arrays) -> Fit:
     if network == HARDENED:  # shifts that no weight holds were not fitted
         shifts = [array for name, array in arrays.items() if name.endswith("/shifts")]
         numbers -= sum(array.size for array in shifts if not array.any())
-    return Fit(network, numbers, int(arrays["steps"]), float(arrays["seconds"]))
+    return Fit(network, numbers, arrays["steps"].item(), arrays["seconds"].item())
 
 
 def _chosen(network: str, arrays: Arrays) -> Chosen:
-    strength, attacked = float(arrays["strength"]), arrays["tried attacked"]
+    strength, attacked = arrays["strength"].item(), arrays["tried attacked"]
     return Chosen(
         network,
-        kept=bool(arrays["kept"]),
+        kept=arrays["kept"].item(),
         strength=None if math.isnan(strength) else strength,
         clean=tuple(arrays["tried clean"].mean(axis=1).tolist()),
         robust=tuple(attacked.mean(axis=1).tolist()) if len(attacked) else (),
+        attacked=tuple(arrays["which attacked"].tolist()),
     )

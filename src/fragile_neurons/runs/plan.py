@@ -15,6 +15,7 @@ from fragile_neurons.hardening.judge import HARDENED, ORIGINAL, TEMPERED, Trial
 
 BATCHES_PER_UNIT = 4
 NEURONS_PER_UNIT = 64
+CHECKPOINT = "fit {}.checkpoint"  # in the run's folder, while that network is fitted
 SWEPT = ("drops", "patches")
 SCORED = ("predictions", "disturbances", *SWEPT)  # what scores of neurons are made of
 
@@ -68,7 +69,8 @@ class Unit:
             subject = f" {self.layer}"
         if self.channels:
             subject += f":{self.channels[0]}-{self.channels[-1]}"
-        return f"{self.kind}{subject} images {self.start}-{self.stop - 1}"
+        images = f" images {self.start}-{self.stop - 1}" if self.stop else ""
+        return f"{self.kind}{subject}{images}"
 
     def to_dict(self) -> dict[str, object]:
         return asdict(self)

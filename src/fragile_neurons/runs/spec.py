@@ -17,6 +17,7 @@ from fragile_neurons.errors import InputError, check_choice
 from fragile_neurons.norms import format_epsilon, parse_epsilons
 from fragile_neurons.sweeps.sampling import STANDARD_ERROR
 
+STEPS, MINUTES = 150, 5.0  # of a fit of gains, which few numbers need no more of
 MOST_THREADS = 8  # small networks gain nothing beyond
 
 
@@ -160,8 +161,8 @@ class EvaluateSpec(Spec):
 class HardenSpec(Spec):
     """A run of `harden`; epsilon: what it is hardened against, epsilons: those of the curves besides.
 
-    score, strength, keep_energy: of the proportional rule. minutes: of each fit; steps: of the gains' fit,
-    instead of as many as the minutes allow.
+    score, strength, keep_energy: of the proportional rule. steps: of the gains' fit, fewer if they would
+    take more than `minutes`; weights are fitted for the same time.
     """
 
     command: Literal["harden"] = "harden"
@@ -174,8 +175,8 @@ class HardenSpec(Spec):
     strength: float = Field(default=0.5, gt=0, lt=1)
     keep_energy: bool = False
     tolerance: float = Field(default=0.01, gt=0, lt=1)
-    minutes: float = Field(default=2.0, gt=0)
-    steps: int | None = Field(default=None, ge=1)
+    steps: int = Field(default=STEPS, ge=1)
+    minutes: float = Field(default=MINUTES, gt=0)
     alternatives: bool = True
     found: FoundToHarden | None = None
 

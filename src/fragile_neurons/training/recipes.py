@@ -64,10 +64,12 @@ def adversarial_loss(
     *,
     steps: int = ADVERSARIAL_STEPS,
     step_size: float | None = None,
+    clean: float = 0.0,
 ) -> Loss:
     """Cross-entropy on PGD images made anew at every step (Madry et al. 2018).
 
-    step_size: in units of epsilon, 2.5 / steps by default.
+    step_size: in units of epsilon, 2.5 / steps by default. clean: the weight of the cross-entropy on the
+    images as they are, beside it.
     """
 
     def loss(images: torch.Tensor, labels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -75,6 +77,9 @@ def adversarial_loss(
             attacked = ascend(
                 classifier, images, labels, epsilon, steps=steps, step_size=step_size, generator=generator
             )
-        return functional.cross_entropy(classifier(attacked), labels)
+        value = functional.cross_entropy(classifier(attacked), labels)
+        if clean:
+            value = value + clean * functional.cross_entropy(classifier(images), labels)
+        return value
 
     return loss
