@@ -16,6 +16,7 @@ from fragile_neurons.data.images import ImageData
 from fragile_neurons.errors import InputError
 
 Loss = Callable[[torch.Tensor, torch.Tensor, torch.Generator], torch.Tensor]
+"""From images, labels and random numbers to a value, parts of which may have passed back gradients before."""
 
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {

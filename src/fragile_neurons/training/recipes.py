@@ -58,28 +58,14 @@ def standard_loss(classifier: Classifier) -> Loss:
     return loss
 
 
-def adversarial_loss(
-    classifier: Classifier,
-    epsilon: Fraction,
-    *,
-    steps: int = ADVERSARIAL_STEPS,
-    step_size: float | None = None,
-    clean: float = 0.0,
-) -> Loss:
-    """Cross-entropy on PGD images made anew at every step (Madry et al. 2018).
-
-    step_size: in units of epsilon, 2.5 / steps by default. clean: the weight of the cross-entropy on the
-    images as they are, beside it.
-    """
+def adversarial_loss(classifier: Classifier, epsilon: Fraction) -> Loss:
+    """Cross-entropy on PGD images made anew at every step (Madry et al. 2018)."""
 
     def loss(images: torch.Tensor, labels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         with evaluating(classifier):
             attacked = ascend(
-                classifier, images, labels, epsilon, steps=steps, step_size=step_size, generator=generator
+                classifier, images, labels, epsilon, steps=ADVERSARIAL_STEPS, generator=generator
             )
-        value = functional.cross_entropy(classifier(attacked), labels)
-        if clean:
-            value = value + clean * functional.cross_entropy(classifier(images), labels)
-        return value
+        return functional.cross_entropy(classifier(attacked), labels)
 
     return loss
