@@ -1,16 +1,21 @@
-"""Does hardening help? Every rule on both bundled networks, with controls and AutoAttack.
+"""Does hardening help? Every rule on two bundled networks, with controls and AutoAttack.
 
-    python benchmarks/hardening.py [--parts learned proportional searched minutes] [--output docs/hardening.md]
+    python benchmarks/hardening.py [--models mnist-cnn ...] [--parts learned time ...] [--output FILE]
 
 Each row is a run folder of `fragile-neurons harden` under the cache, and AutoAttack is kept per 100 images: a
-killed run goes on. Delete the cache to measure again. Run it on a machine that does nothing else: the fits are
-as long as their minutes. Needs `fragile-neurons data fetch mnist` and `data fetch cifar10`.
+killed run goes on, and what is left out with --parts keeps its rows. Delete the cache to measure again. Needs
+`fragile-neurons data fetch mnist` and `data fetch cifar10`.
 """
 
 from __future__ import annotations
 
 import argparse
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,22 +24,37 @@ from bench import Cache, Row, machine, table
 
 import fragile_neurons as fn
 from fragile_neurons.analysis.robustness import observe_attack
+from fragile_neurons.analysis.selection import select
 from fragile_neurons.cli.console import progress
+from fragile_neurons.folding import fold
+from fragile_neurons.hardening.choose import STRENGTHS, try_changes
+from fragile_neurons.hardening.gains import Gains
+from fragile_neurons.hardening.learn import (
+    ALL_WEIGHTS,
+    GAINS,
+    alternatives,
+    between,
+    make_learner,
+    make_schedule,
+    seconds_per_step,
+    with_weights,
+)
+from fragile_neurons.hardening.observe import CLEAN, NONE, PGD, observe_right
+from fragile_neurons.hardening.premises import common_site
+from fragile_neurons.hardening.verdict import Paired
 from fragile_neurons.report.hardening import difference
 from fragile_neurons.runs.spec import make_spec
 from fragile_neurons.stats import wilson
+from fragile_neurons.training.loop import fit
 from fragile_neurons.workflows import run_spec
 
 KEPT = Path.home() / ".cache/fragile-neurons/benchmarks/hardening"
 PACKAGES = ("torch", "torchvision", "pyautoattack")
-SUBJECTS = {
-    "mnist-cnn": ("mnist", "0.1", ("0.05", "0.2")),
-    "cifar10-resnet20": ("cifar10", "2/255", ("1/255", "4/255")),
-}
-IMAGES = 500  # for AutoAttack
-CHUNK = 100
-MINUTES = (0.1, 0.5, 2.0)  # of the curve of time
-"""Rules: what `harden` is asked for besides, by the name of a row."""
+SUBJECTS = {"mnist-cnn": ("mnist", "0.1"), "cifar10-resnet20": ("cifar10", "2/255")}
+BUDGET = 0.01
+TEST_IMAGES = 2_000
+AUTOATTACKED, CHUNK = 500, 100
+STEPS = (50, 100, 200, 400)  # of the gains' fit, in the part `time`
 RULES: dict[str, dict[str, dict[str, Any]]] = {
     "learned": {
         "learned, all layers": {"rule": "learned", "layer": "all", "alternatives": True},
@@ -46,127 +66,177 @@ RULES: dict[str, dict[str, dict[str, Any]]] = {
     },
     "searched": {"searched, first layer": {"rule": "searched", "layer": "first"}},
 }
+"""What `harden` is asked for besides the model and epsilon, by the name of a row."""
 
 
 def run_of(model: str, name: str, options: dict[str, Any]) -> fn.Run:
-    """The run folder of a row: continued if it is there."""
-    data, epsilon, epsilons = SUBJECTS[model]
-    spec = make_spec(
-        **{"command": "harden", "model": model, "data": data, "limit": 2_000, "alternatives": False}
-        | {"epsilon": epsilon, "epsilons": epsilons}
-        | options
-    )
+    """The run of a row, continued in its folder if it is there."""
+    data, epsilon = SUBJECTS[model]
+    plain = {"command": "harden", "model": model, "data": data, "limit": TEST_IMAGES, "alternatives": False}
+    spec = make_spec(**plain | {"epsilon": epsilon, "epsilons": (), "budget": BUDGET} | options)
     return run_spec(spec, output=KEPT / f"{model}, {name}", progress=progress)
 
 
-def autoattacked(cache: Cache, run: fn.Run, model: str, weights: Path | None, name: str) -> str:
+def autoattacked(cache: Cache, model: str, weights: Path | None) -> str:
     """Accuracy under the standard AutoAttack on the first images, with its interval."""
-    data_name, epsilon, _ = SUBJECTS[model]
-    data = fn.load_data(data_name, limit=2_000)
+    name, epsilon = SUBJECTS[model]
+    data = fn.load_data(name, limit=TEST_IMAGES)
     classifier = fn.load_model(model, weights=weights)
     right = []
-    for start in range(0, IMAGES, CHUNK):
+    for start in range(0, AUTOATTACKED, CHUNK):
 
         def measure(start: int = start) -> list[bool]:
             part = data.take(np.arange(start, start + CHUNK))
-            found = observe_attack(
-                classifier, part, "autoattack", [Fraction(epsilon)], batch_size=CHUNK, seed=0
-            )
+            budgets = [Fraction(epsilon)]
+            found = observe_attack(classifier, part, "autoattack", budgets, batch_size=CHUNK, seed=0)
             kept: list[bool] = np.equal(found.prediction[0], part.labels).tolist()
             return kept
 
-        right += cache.get(f"autoattack {model} {name} {classifier.sha256()[:8]} {start}", measure)
+        right += cache.get(f"autoattack {model} {classifier.sha256()[:12]} {start}", measure)
     low, high = wilson(sum(right), len(right))
-    return f"{100 * np.mean(right):.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
+    return f"{100 * np.mean(right):.1f} [{100 * low:.1f}, {100 * high:.1f}]"
 
 
 def row_of(cache: Cache, model: str, name: str, run: fn.Run) -> Row:
     """What a run found, at its epsilon."""
     found = run.summary["hardening"]
     by = {row["attack"]: row for row in found["differences"] if row["epsilon"] in ("0", found["epsilon"])}
-    controls = {row["network"]: row for row in found["accuracies"] if row["attack"] == "pgd-10"}
-    shuffled = [row["value"] for control, row in controls.items() if control.startswith("shuffled")]
-
-    def percent(control: str) -> str:
-        return f"{100 * controls[control]['value']:.1f}"
-
+    controls = {row["network"]: row["value"] for row in found["accuracies"] if row["attack"] == "pgd-10"}
+    shuffled = [100 * value for control, value in controls.items() if control.startswith("shuffled")]
     return {
         "rule": name,
         "verdict": found["verdict"] + (" (identity)" if found["is_identity"] else ""),
         "numbers": f"{found['numbers']:,}",
-        "clean, pp": difference(by["clean"]),
-        "FGSM, pp": difference(by["fgsm"]),
-        "PGD-20 x 5, pp": difference(by["pgd"]),
-        "APGD-CE + T, pp": difference(by["apgd"]),
-        "AutoAttack": autoattacked(cache, run, model, run.hardened_weights, name),
-        "PGD-10: hardened": percent("hardened"),
-        "shuffled": f"{100 * min(shuffled):.1f} to {100 * max(shuffled):.1f}",
-        "inverted": percent("inverted"),
-        "uniform": percent("uniform"),
+        **{
+            f"{title}, pp": difference(by[attack])
+            for title, attack in (
+                ("clean", "clean"),
+                ("FGSM", "fgsm"),
+                ("PGD-20 x 5", "pgd"),
+                ("APGD", "apgd"),
+            )
+        },
+        "AutoAttack, %": autoattacked(cache, model, run.hardened_weights),
+        "PGD-10, %": f"{100 * controls['hardened']:.1f}",
+        "shuffled": f"{min(shuffled):.1f} to {max(shuffled):.1f}",
+        "inverted": f"{100 * controls['inverted']:.1f}",
+        "uniform": f"{100 * controls['uniform']:.1f}",
     }
 
 
-def rules_part(cache: Cache, parts: list[str]) -> str:
-    """A table per network: every rule."""
-    said = []
-    for model, (_, epsilon, _) in SUBJECTS.items():
-        rows = []
-        for part in parts:
-            for name, options in RULES[part].items():
-                rows.append(row_of(cache, model, name, run_of(model, name, options)))
-        plain = autoattacked(
-            cache, run_of(model, *next(iter(RULES[parts[0]].items()))), model, None, "original"
-        )
-        said.append(
-            f"## {model}, epsilon {epsilon}\n\nThe original under AutoAttack: {plain}.\n\n{table(rows)}"
-        )
-    return "\n\n".join(said)
+def rules_part(cache: Cache, model: str, parts: list[str]) -> str:
+    """Every rule on a network."""
+    rows = [
+        row_of(cache, model, name, run_of(model, name, options))
+        for part in parts
+        for name, options in RULES[part].items()
+    ]
+    return f"The original under AutoAttack: {autoattacked(cache, model, None)} %.\n\n{table(rows)}"
 
 
-def minutes_part(cache: Cache) -> str:
+def measure_fits(model: str, steps: int) -> list[Row]:
+    """Gains fitted in so many steps, and weights fitted for the same time, all chosen on val."""
+    name, text = SUBJECTS[model]
+    epsilon, classifier = Fraction(text), fn.load_model(model)
+    train, val = (fn.load_data(name, split=split) for split in ("train", "val"))
+    test = fn.load_data(name, limit=TEST_IMAGES)
+    selection = select(classifier, test, layer="all")
+    selection = replace(selection, site=common_site(classifier, selection.layers))
+    names = [GAINS, *alternatives(classifier)]
+    learners = [make_learner(what, classifier, selection.sites, epsilon) for what in names]
+    pace = seconds_per_step(learners, train)
+    span = {"batch_size": 256, "seed": 0}
+
+    def right(network: fn.Classifier) -> list[Any]:
+        asked = ((CLEAN, NONE), (PGD, [epsilon]))
+        return [observe_right(network, test, *one, images=TEST_IMAGES, **span)[0] for one in asked]
+
+    before, rows = right(classifier), []
+    for what, learner, seconds in zip(names, learners, pace, strict=True):
+        schedule = make_schedule(what, learner, max(1, round(steps * pace[0] / seconds)), train, 0)
+        start = time.perf_counter()
+        with learner.working(), tempfile.TemporaryDirectory() as folder:
+            for _ in fit(
+                learner.module, learner.loss, train, schedule, checkpoint=Path(folder) / "x", purpose={}
+            ):
+                pass
+        took, changes = time.perf_counter() - start, changes_of(learner.result(), classifier, selection)
+        best = try_changes(classifier, changes, val, epsilon, budget=BUDGET, **span).best(BUDGET)
+        after = before if best is None else right(changes[best]())
+        clean, robust = (Paired(*pair) for pair in zip(before, after, strict=True))
+        rows.append(
+            {
+                "fitted": what,
+                "numbers": sum(one.numel() for one in learner.module.parameters() if one.requires_grad),
+                "steps": schedule.steps,
+                "seconds": round(took),
+                "strength": 0.0 if best is None else STRENGTHS[best],
+                "clean": {"value": clean.gain, "ci95": clean.ci95},
+                "pgd": {"value": robust.gain, "ci95": robust.ci95},
+            }
+        )
+    return rows
+
+
+def changes_of(
+    arrays: dict[str, Any], classifier: fn.Classifier, selection: Any
+) -> list[Callable[[], fn.Classifier]]:
+    """The networks of all strengths of what was fitted."""
+    if any(key.startswith("weights/") for key in arrays):
+        return [
+            partial(with_weights, classifier, between(classifier, arrays, strength)) for strength in STRENGTHS
+        ]
+    gains = Gains.from_arrays(selection.sites, arrays)
+    return [
+        partial(fold, classifier, gains.power(strength).changes, selection.images) for strength in STRENGTHS
+    ]
+
+
+def time_part(cache: Cache, model: str) -> str:
     """Gains against weights, by the time they have."""
     rows = []
-    for model, (_, epsilon, _) in SUBJECTS.items():
-        for minutes in MINUTES:
-            options = {"rule": "learned", "layer": "all", "alternatives": True, "minutes": minutes}
-            found = run_of(model, f"learned, {minutes:g} min", options).summary["hardening"]
-            fits = {fit["network"]: fit for fit in found["fits"]}
-            at = {
-                (row["network"], row["attack"]): row["value"]
-                for row in found["accuracies"]
-                if row["epsilon"] in ("0", epsilon) and row["made_on"] == row["network"]
-            }
-            before = at["original", "pgd"]
-            for name, fit in fits.items():
-                gain = at[name, "pgd"] - before
-                rows.append(
-                    {
-                        "network": model,
-                        "fitted": "gains" if name == "hardened" else name,
-                        "numbers": f"{fit['numbers']:,}",
-                        "seconds": f"{fit['seconds']:.0f}",
-                        "steps": f"{fit['steps']:,}",
-                        "clean, pp": f"{100 * (at[name, 'clean'] - at['original', 'clean']):+.2f}",
-                        "PGD-20 x 5, pp": f"{100 * gain:+.2f}",
-                        "of all weights' gain": f"{100 * gain / (at['all weights', 'pgd'] - before):.0f} %",
-                    }
-                )
-    return f"## Gains against weights in the same time\n\n{table(rows)}"
+    for steps in STEPS:
+        found = cache.get(f"time {model} {steps}", partial(measure_fits, model, steps))
+        everything = next(row["pgd"]["value"] for row in found if row["fitted"] == ALL_WEIGHTS)
+        for row in found:
+            rows.append(
+                {
+                    "fitted": row["fitted"],
+                    "numbers": f"{row['numbers']:,}",
+                    "seconds": row["seconds"],
+                    "steps": row["steps"],
+                    "strength": row["strength"],
+                    "clean, pp": difference(row["clean"]),
+                    "PGD-20 x 5, pp": difference(row["pgd"]),
+                    "of all weights' gain": f"{100 * row['pgd']['value'] / everything:.0f} %",
+                }
+            )
+    return f"Gains against weights in the same time, from one fit each:\n\n{table(rows)}"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--parts", nargs="+", choices=[*RULES, "minutes"], default=[*RULES, "minutes"])
+    parser.add_argument("--models", nargs="+", choices=SUBJECTS, default=list(SUBJECTS))
+    parser.add_argument("--parts", nargs="+", choices=[*RULES, "time"], default=[*RULES, "time"])
     parser.add_argument("--output", type=Path, default=Path(__file__).parent.parent / "docs/hardening.md")
     given = parser.parse_args()
-    cache = Cache(KEPT / "autoattack.json")
-    rules = [part for part in given.parts if part in RULES]
-    parts = [rules_part(cache, rules)] if rules else []
-    parts += [minutes_part(cache)] if "minutes" in given.parts else []
-    command = f"python benchmarks/hardening.py --parts {' '.join(given.parts)}"
-    head = f"# Hardening, measured\n\nMade by `{command}`. {machine(PACKAGES)}"
-    given.output.write_text("\n\n".join([head, *parts]) + "\n", encoding="utf-8")
+    command = (
+        f"python benchmarks/hardening.py --models {' '.join(given.models)} --parts {' '.join(given.parts)}"
+    )
+    said = [f"# Hardening, measured\n\nMade by `{command}`. {machine(PACKAGES)}", EXPLAINED]
+    for model in given.models:
+        cache = Cache(KEPT / f"{model}.json")
+        said.append(f"## {model}, epsilon {SUBJECTS[model][1]}")
+        rules = [part for part in given.parts if part in RULES]
+        said += [rules_part(cache, model, rules)] if rules else []
+        said += [time_part(cache, model)] if "time" in given.parts else []
+    given.output.write_text("\n\n".join(said) + "\n", encoding="utf-8")
 
+
+EXPLAINED = f"""{TEST_IMAGES:,} test images, APGD (cross-entropy and targeted) and AutoAttack (standard set)
+on the first {AUTOATTACKED}. Differences: hardened minus original on the same images, in percentage points
+with 95 % Tango intervals; accuracies with Wilson intervals. The last four columns: PGD-10 on {AUTOATTACKED}
+images, of the hardened network and of its controls. [What all of it means](method.md#hardening)."""
 
 if __name__ == "__main__":
     main()

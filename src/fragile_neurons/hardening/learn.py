@@ -24,13 +24,14 @@ from fragile_neurons.hardening.gains import Gains
 from fragile_neurons.neurons import Site
 from fragile_neurons.norms import project
 from fragile_neurons.training.loop import Loss, Schedule
-from fragile_neurons.training.recipes import augmented
 
 BATCH = 128
 PACED_STEPS = 7
+LAYERS, NORM = (nn.Conv2d, nn.Linear), nn.modules.batchnorm._BatchNorm
 GAINS, ALL_WEIGHTS, NORMS = "gains", "all weights", "batch norms"
 WEIGHTS = "weights/"  # before the key of the state dict
-RATES = {GAINS: 0.05, ALL_WEIGHTS: 3e-3, NORMS: 0.01}
+# the largest learning rate, over the square root of the number of layers whose changes add up
+RATES = {GAINS: 0.14, ALL_WEIGHTS: 0.01, NORMS: 0.05}
 STEP_SIZE = 1.25  # of epsilon
 
 Arrays = dict[str, npt.NDArray[Any]]
@@ -64,7 +65,7 @@ class LearnedGains(nn.Module):
 
 @dataclass(frozen=True, eq=False)
 class Learner:
-    """What is fitted, to which loss, and what comes of it.
+    """What is fitted, to which loss, of how many layers, and what comes of it.
 
     working: the context that the fit needs. result: arrays by name: of gains as Gains.to_arrays has them,
     of weights as weights/ and the key of the state dict.
@@ -72,13 +73,12 @@ class Learner:
 
     module: nn.Module
     loss: Loss
+    layers: int
     working: Callable[[], AbstractContextManager[None]]
     result: Callable[[], Arrays]
 
 
-def make_learner(
-    what: str, classifier: Classifier, sites: Sequence[Site], epsilon: Fraction, *, augment: bool
-) -> Learner:
+def make_learner(what: str, classifier: Classifier, sites: Sequence[Site], epsilon: Fraction) -> Learner:
     """Of gains at these sites with all weights frozen, of all weights, or of the batch norms' alone.
 
     In evaluation mode all of them: a batch norm's statistics stay those of clean images.
@@ -88,7 +88,8 @@ def make_learner(
         loss = noisy_and_attacked(classifier, epsilon, lambda: holding(classifier, gains.changes))
         return Learner(
             gains,
-            augmented(loss) if augment else loss,
+            loss,
+            len(sites),
             lambda: frozen(classifier.module),
             lambda: gains.gains().to_arrays(),
         )
@@ -103,7 +104,9 @@ def make_learner(
         named = copied.module.named_parameters()
         return {WEIGHTS + key: one.detach().cpu().numpy() for key, one in named if one.requires_grad}
 
-    return Learner(copied.module, augmented(loss) if augment else loss, nullcontext, result)
+    layers = sum(isinstance(one, LAYERS) for one in copied.module.modules())
+    norms = sum(isinstance(one, NORM) for one in copied.module.modules())
+    return Learner(copied.module, loss, norms if what == NORMS else layers, nullcontext, result)
 
 
 def noisy_and_attacked(
@@ -164,7 +167,7 @@ def alternatives(classifier: Classifier) -> list[str]:
 
 
 def _norm_parameters(module: nn.Module) -> list[nn.Parameter]:
-    norms = [one for one in module.modules() if isinstance(one, nn.modules.batchnorm._BatchNorm)]
+    norms = [one for one in module.modules() if isinstance(one, NORM)]
     return [parameter for norm in norms for parameter in norm.parameters(recurse=False)]
 
 
@@ -184,14 +187,14 @@ def seconds_per_step(learners: Sequence[Learner], data: ImageData) -> list[float
     return [float(np.median(found[1:])) for found in times]
 
 
-def make_schedule(what: str, steps: int, data: ImageData, seed: int) -> Schedule:
+def make_schedule(what: str, learner: Learner, steps: int, data: ImageData, seed: int) -> Schedule:
     """So many steps over the images, at a learning rate for gains or for weights."""
     size = min(BATCH, len(data))
     return Schedule(
         epochs=math.ceil(steps / (len(data) // size)),
         steps=steps,
         batch_size=size,
-        peak_learning_rate=RATES[what],
+        peak_learning_rate=RATES[what] / math.sqrt(learner.layers),
         weight_decay=0.0,
         seed=seed,
     )

@@ -14,7 +14,6 @@ from fragile_neurons.analysis.patching import Patching, summarise_patching
 from fragile_neurons.analysis.targeting import Targeting, summarise_targeting
 from fragile_neurons.analysis.verdicts import Rule
 from fragile_neurons.classifier import Classifier, evaluating
-from fragile_neurons.data.catalogue import CATALOGUE
 from fragile_neurons.evidence import UNBOUNDED, Arrays, conditions, observe_condition
 from fragile_neurons.folding import fold
 from fragile_neurons.hardening import search
@@ -292,15 +291,9 @@ def _weights(arrays: Arrays) -> Arrays:
 
 
 def _learner(subject: Subject, network: str) -> Learner:
-    spec, _ = _parts(subject)
-    known = CATALOGUE.get(spec.data)
-    return make_learner(
-        GAINS if network == HARDENED else network,
-        subject.classifier,
-        subject.selection.sites,
-        parse_epsilon(spec.epsilon),
-        augment=known is not None and known.mirrors,
-    )
+    what = GAINS if network == HARDENED else network
+    epsilon = parse_epsilon(_parts(subject)[0].epsilon)
+    return make_learner(what, subject.classifier, subject.selection.sites, epsilon)
 
 
 def _fit(subject: Subject, network: str, given: Results) -> Arrays:
@@ -312,7 +305,7 @@ def _fit(subject: Subject, network: str, given: Results) -> Arrays:
     meant = spec.steps * seconds.get(HARDENED, seconds[network])  # the gains' time is everybody's
     steps = max(1, round(min(meant, 60 * spec.minutes) / seconds[network]))
     what = GAINS if network == HARDENED else network
-    schedule = make_schedule(what, steps, mending.fitting, spec.seed)
+    schedule = make_schedule(what, learner, steps, mending.fitting, spec.seed)
     checkpoint = mending.scratch / CHECKPOINT.format(network)
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()

@@ -17,7 +17,7 @@ from fragile_neurons.errors import InputError, check_choice
 from fragile_neurons.norms import format_epsilon, parse_epsilons
 from fragile_neurons.sweeps.sampling import STANDARD_ERROR
 
-STEPS, MINUTES = 200, 5.0  # of a fit of gains, which few numbers need no more of
+STEPS, MINUTES = 100, 5.0  # of a fit of gains, which few numbers need no more of
 MOST_THREADS = 8  # small networks gain nothing beyond
 
 
