@@ -153,7 +153,7 @@ def measure_fits(model: str, steps: int) -> list[Row]:
 
     before, rows = right(classifier), []
     for what, learner, seconds in zip(names, learners, pace, strict=True):
-        schedule = make_schedule(what, learner, max(1, round(steps * pace[0] / seconds)), train, 0)
+        schedule = make_schedule(learner, max(1, round(steps * pace[0] / seconds)), train, 0)
         start = time.perf_counter()
         with learner.working(), tempfile.TemporaryDirectory() as folder:
             for _ in fit(

@@ -187,6 +187,34 @@ def test_the_searched_rule_takes_the_best_of_its_finalists(
     assert [score for _, score in kinds] == list(search.SCORES)
 
 
+def test_a_search_that_costs_too_much_leaves_the_network(
+    harden: Harden, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(search, "finalists", lambda screened, budget: [])
+    assert harden(rule="searched", site="conv").summary["hardening"]["is_identity"]
+
+
+def test_finalists_gain_most_under_fgsm_within_the_budget() -> None:
+    one = {"clean": np.array([0.0, -0.02, -0.005]), "fgsm": np.array([0.1, 0.9, 0.3])}
+    other = {"clean": np.array([-0.5, 0.01, 0.0]), "fgsm": np.array([0.8, 0.2, -0.1])}
+    assert search.finalists([one, other], 0.01) == [(0, 2), (1, 1), (0, 0), (1, 2)]
+
+
+def test_a_fit_leaves_the_network_as_it_was(small_classifier: fn.Classifier, images: Images) -> None:
+    """In train mode, say, as a library's user may hand it over."""
+    small_classifier.train()
+    before = {key: one.clone() for key, one in small_classifier.module.state_dict().items()}
+    sites = [layer.site("conv") for layer in executed_layers(small_classifier, images("train", 3)[:8][0])[:2]]
+    learners = [
+        make_learner(what, small_classifier, sites, Fraction(1, 20)) for what in (GAINS, ALL_WEIGHTS, NORMS)
+    ]
+    assert all(pace > 0 for pace in learn.seconds_per_step(learners, images("train", 3)))
+    for key, tensor in small_classifier.module.state_dict().items():
+        assert torch.equal(tensor, before[key])
+    assert small_classifier.module.training
+    assert all(one.requires_grad for one in small_classifier.module.parameters())
+
+
 def test_the_best_change_keeps_the_budget_and_helps() -> None:
     def rows(*shares: float) -> np.ndarray:
         return np.stack([np.arange(100) < 100 * share for share in shares])

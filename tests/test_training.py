@@ -87,6 +87,25 @@ def test_progress_counts_epochs_and_steps_and_averages_the_loss(
     assert [step.loss for step in steps] == [1.0, 1.5, 3.0, 4.0, 4.0, 3.0, 0.0, 1.5, 1.0]
 
 
+def test_steps_end_a_fit_within_an_epoch_and_frozen_parameters_stay(
+    small_data: ImageData, tmp_path: Path
+) -> None:
+    module = nn.Linear(1, 1)
+    module.bias.requires_grad_(False)
+    before = [one.detach().clone() for one in (module.weight, module.bias)]
+
+    def loss(images: torch.Tensor, labels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        return module(torch.ones(1, 1)).sum()
+
+    schedule = replace(SCHEDULE, steps=5, weight_decay=0.0)
+    steps = list(fit(module, loss, small_data, schedule, checkpoint=tmp_path / "c.pt", purpose={}))
+    assert [(step.epoch, step.step) for step in steps] == [(1, 1), (1, 2), (1, 3), (2, 1), (2, 2)]
+    assert not torch.equal(module.weight, before[0])
+    assert torch.equal(module.bias, before[1])
+    one = replace(SCHEDULE, steps=1)
+    assert len(list(fit(module, loss, small_data, one, checkpoint=tmp_path / "d.pt", purpose={}))) == 1
+
+
 def test_every_epoch_sees_other_images_in_another_order_each_at_most_once(
     small_data: ImageData, tmp_path: Path
 ) -> None:
@@ -95,7 +114,7 @@ def test_every_epoch_sees_other_images_in_another_order_each_at_most_once(
     seen: list[int] = []
 
     def loss(images: torch.Tensor, labels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        assert module.training
+        assert not module.training  # the mode is whose module it is
         rows = [of_image[image.numpy()[None].tobytes()] for image in images]
         assert labels.tolist() == small_data.labels[rows].tolist()
         seen.extend(rows)

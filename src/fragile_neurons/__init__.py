@@ -12,6 +12,7 @@ from fragile_neurons.classifier import Classifier
 from fragile_neurons.data.catalogue import load_data
 from fragile_neurons.data.images import ImageData
 from fragile_neurons.errors import FragileNeuronsError, IncompleteError, InputError, IntegrityError
+from fragile_neurons.hardening.judge import judge
 from fragile_neurons.models.loading import load_model
 from fragile_neurons.runs.run import Run, open_run
 from fragile_neurons.workflows import analyze, evaluate, harden
@@ -30,6 +31,7 @@ __all__ = [
     "dropout",
     "evaluate",
     "harden",
+    "judge",
     "load_data",
     "load_model",
     "open_run",

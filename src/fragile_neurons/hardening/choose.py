@@ -16,6 +16,7 @@ from fragile_neurons.hardening.verdict import ROUNDING, BoolArray
 STRENGTHS = tuple(tenth / 10 for tenth in range(10, 0, -1))
 SHRINKING = (1.0, 0.5, 0.25)  # of a control
 CLEAN_IMAGES, ATTACKED_IMAGES = 5_000, 500
+CONTROL_IMAGES = 2_000  # clean ones, of a control
 ATTACKED_CHANGES = 4
 
 
@@ -71,8 +72,9 @@ def try_changes(
     """
     span = {"batch_size": batch_size, "seed": seed}
     everyone = (lambda: original, *changes)
+    images = CONTROL_IMAGES if epsilon is None else CLEAN_IMAGES
     clean = np.stack(
-        [observe_right(change(), data, CLEAN, NONE, images=CLEAN_IMAGES, **span)[0] for change in everyone]
+        [observe_right(change(), data, CLEAN, NONE, images=images, **span)[0] for change in everyone]
     )
     if epsilon is None:
         return Tried(clean, np.zeros((0, 0), np.bool_), ())

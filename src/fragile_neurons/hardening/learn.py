@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn import functional
 
 from fragile_neurons.attacks.pgd import ball, random_point
-from fragile_neurons.classifier import Classifier
+from fragile_neurons.classifier import Classifier, evaluating
 from fragile_neurons.data.images import ImageData
 from fragile_neurons.folding import holding
 from fragile_neurons.hardening.gains import Gains
@@ -65,7 +65,7 @@ class LearnedGains(nn.Module):
 
 @dataclass(frozen=True, eq=False)
 class Learner:
-    """What is fitted, to which loss, of how many layers, and what comes of it.
+    """What is fitted, to which loss, at which learning rate at most, and what comes of it.
 
     working: the context that the fit needs. result: arrays by name: of gains as Gains.to_arrays has them,
     of weights as weights/ and the key of the state dict.
@@ -73,7 +73,7 @@ class Learner:
 
     module: nn.Module
     loss: Loss
-    layers: int
+    rate: float
     working: Callable[[], AbstractContextManager[None]]
     result: Callable[[], Arrays]
 
@@ -89,7 +89,7 @@ def make_learner(what: str, classifier: Classifier, sites: Sequence[Site], epsil
         return Learner(
             gains,
             loss,
-            len(sites),
+            RATES[GAINS] / math.sqrt(len(sites)),
             lambda: frozen(classifier.module),
             lambda: gains.gains().to_arrays(),
         )
@@ -104,9 +104,8 @@ def make_learner(what: str, classifier: Classifier, sites: Sequence[Site], epsil
         named = copied.module.named_parameters()
         return {WEIGHTS + key: one.detach().cpu().numpy() for key, one in named if one.requires_grad}
 
-    layers = sum(isinstance(one, LAYERS) for one in copied.module.modules())
-    norms = sum(isinstance(one, NORM) for one in copied.module.modules())
-    return Learner(copied.module, loss, norms if what == NORMS else layers, nullcontext, result)
+    layers = sum(isinstance(one, NORM if what == NORMS else LAYERS) for one in copied.module.modules())
+    return Learner(copied.module, loss, RATES[what] / math.sqrt(max(layers, 1)), nullcontext, result)
 
 
 def noisy_and_attacked(
@@ -151,11 +150,12 @@ def between(original: Classifier, weights: Arrays, strength: float) -> Arrays:
 
 @contextmanager
 def frozen(module: nn.Module) -> Iterator[None]:
-    """Inside the block no weight of the module requires a gradient."""
+    """Inside the block the module is in evaluation mode and none of its weights requires a gradient."""
     flags = [(parameter, parameter.requires_grad) for parameter in module.parameters()]
     module.requires_grad_(False)
     try:
-        yield
+        with evaluating(module):
+            yield
     finally:
         for parameter, flag in flags:
             parameter.requires_grad_(flag)
@@ -187,14 +187,14 @@ def seconds_per_step(learners: Sequence[Learner], data: ImageData) -> list[float
     return [float(np.median(found[1:])) for found in times]
 
 
-def make_schedule(what: str, learner: Learner, steps: int, data: ImageData, seed: int) -> Schedule:
-    """So many steps over the images, at a learning rate for gains or for weights."""
+def make_schedule(learner: Learner, steps: int, data: ImageData, seed: int) -> Schedule:
+    """So many steps over the images."""
     size = min(BATCH, len(data))
     return Schedule(
         epochs=math.ceil(steps / (len(data) // size)),
         steps=steps,
         batch_size=size,
-        peak_learning_rate=RATES[what] / math.sqrt(learner.layers),
+        peak_learning_rate=learner.rate,
         weight_decay=0.0,
         seed=seed,
     )

@@ -75,7 +75,11 @@ def save_weights(classifier: Classifier, path: Path) -> None:
         for key, one in classifier.module.state_dict().items()
     }
     parts = {"mean": classifier.mean, "std": classifier.std}
-    stored = {name: one.flatten().tolist() for name, one in parts.items() if one is not None}
+    stored = {  # as the shortest decimals, 0.4 and not 0.4000000059604645
+        name: [float(str(value)) for value in one.flatten().cpu().numpy()]
+        for name, one in parts.items()
+        if one is not None
+    }
     # one entry, because safetensors writes several in an order that changes from run to run
     save_file(weights, path, metadata={NORMALISATION: json.dumps(stored)})
 

@@ -13,7 +13,7 @@ from fragile_neurons.analysis.dropout import Dropout, summarise_dropout
 from fragile_neurons.analysis.patching import Patching, summarise_patching
 from fragile_neurons.analysis.targeting import Targeting, summarise_targeting
 from fragile_neurons.analysis.verdicts import Rule
-from fragile_neurons.classifier import Classifier, evaluating
+from fragile_neurons.classifier import Classifier
 from fragile_neurons.evidence import UNBOUNDED, Arrays, conditions, observe_condition
 from fragile_neurons.folding import fold
 from fragile_neurons.hardening import search
@@ -239,7 +239,7 @@ def _choose(subject: Subject, network: str, given: Results) -> Arrays:
     best = tried.best(spec.budget)
     taken = len(candidates) - 1 if best is None and network in CONTROLS else best
     return {
-        **(_unchanged(subject, candidates[0]) if taken is None else candidates[taken]),
+        **(_unchanged(subject, network, given) if taken is None else candidates[taken]),
         "tried clean": tried.clean,
         "tried attacked": tried.attacked,
         "which attacked": np.array(tried.which, np.int64),
@@ -279,11 +279,13 @@ def _network(subject: Subject, name: str, arrays: Arrays) -> Classifier:
     return fold(subject.classifier, gains_of(subject, arrays).changes, subject.selection.images)
 
 
-def _unchanged(subject: Subject, candidate: Arrays) -> Arrays:
+def _unchanged(subject: Subject, network: str, given: Results) -> Arrays:
     """The original, in the form of a candidate."""
-    if weights := _weights(candidate):
+    if network in _alternatives(subject):
+        (weights,) = (_weights(arrays) for unit, arrays in given if unit.kind == "fit")
         return between(subject.classifier, weights, 0.0)
-    return gains_of(subject, candidate).power(0.0).to_arrays()
+    ones = [np.ones(layer.channels) for layer in subject.selection.layers]
+    return Gains.of_factors(subject.selection.sites, ones).to_arrays()
 
 
 def _weights(arrays: Arrays) -> Arrays:
@@ -304,12 +306,11 @@ def _fit(subject: Subject, network: str, given: Results) -> Arrays:
     learner = _learner(subject, network)
     meant = spec.steps * seconds.get(HARDENED, seconds[network])  # the gains' time is everybody's
     steps = max(1, round(min(meant, 60 * spec.minutes) / seconds[network]))
-    what = GAINS if network == HARDENED else network
-    schedule = make_schedule(what, learner, steps, mending.fitting, spec.seed)
+    schedule = make_schedule(learner, steps, mending.fitting, spec.seed)
     checkpoint = mending.scratch / CHECKPOINT.format(network)
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
-    with learner.working(), evaluating(subject.classifier):
+    with learner.working():
         walk = fit(
             learner.module,
             learner.loss,
