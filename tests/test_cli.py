@@ -38,6 +38,8 @@ SMALL_RUN = [*SMALL, "--epsilons", "0.1", "--batch-size", "4"]
 UNITS = 22
 COMMANDS = [
     "analyze",
+    "evaluate",
+    "harden",
     "plan",
     "resume",
     "status",
@@ -315,6 +317,15 @@ def test_the_training_split_is_refused_where_it_was_not_fetched(
         ("train --model mnist-cnn --data nope", ["given:   nope", "allowed: mnist"]),
         ("train --model mnist-cnn --data mnist --adversarial 8", ["given:   8", '"8/255"']),
         ("train --model mnist-cnn --data mnist --device tpu", ["given:   tpu", "auto, cpu, cuda"]),
+        ("harden --model cifar10-resnet20", ["not on this machine", "data fetch cifar10"]),
+        ("harden --split val", ["the report is made on the test images", "--split val"]),
+        ("harden --epsilon 0", ["epsilon", "above 0"]),
+        ("harden --epsilon 8", ["outside the pixel range", '"8/255"']),
+        ("harden --rule nope", ["rule", "given:   nope"]),
+        ("harden --budget much", ["not a share", "given:   much"]),
+        ("harden --strength 1", ["strength", "given:   1"]),
+        ("harden --layer fc2", ["yields the logits"]),
+        ("harden --site norm", ["conv1 has no site norm"]),
         ("status nope", ["not a run folder", "given:   nope", "run.db"]),
         ("verify nope", ["not a run folder", "given:   nope", "run.db"]),
         ("resume nope", ["not a run folder", "given:   nope", "run.db"]),
@@ -558,7 +569,18 @@ def test_help_works_everywhere_and_shows_an_example(command: Command, line: str)
 
 def test_no_command_shows_the_commands(command: Command) -> None:
     outcome = command()
-    for name in ("analyze", "resume", "status", "verify", "layers", "models", "train", "data"):
+    for name in (
+        "analyze",
+        "evaluate",
+        "harden",
+        "resume",
+        "status",
+        "verify",
+        "layers",
+        "models",
+        "train",
+        "data",
+    ):
         assert re.search(rf"^\W*{name}\b", outcome.out + outcome.err, re.MULTILINE)
 
 
@@ -920,3 +942,26 @@ def test_a_plan_names_the_ways_that_cannot_be_had(command: Command) -> None:
 
 def test_a_plan_refuses_what_analyze_refuses(command: Command) -> None:
     assert_refused(command("plan", "--model", "nothing"), "nothing")
+
+
+@pytest.mark.slow
+def test_harden_mends_the_bundled_network_and_resumes_as_done(command: Command, tmp_path: Path) -> None:
+    line = "harden --epsilon 0.1 --epsilons 0.1 --limit 200 --steps 20 --seed 1 --output run"
+    outcome = command(*shlex.split(line))
+    assert outcome.code == 0
+    assert "Verdict at epsilon 0.1: holds" in outcome.out
+    assert "all weights" in outcome.out
+    again = command("resume", "run")
+    assert (again.code, again.out) == (0, outcome.out)
+    assert command("verify", "run").code == 0
+    mended = command(
+        "evaluate",
+        "--weights",
+        "run/hardened.safetensors",
+        *shlex.split("--attacks fgsm --epsilons 0.1 --limit 200 --output judged"),
+    )
+    assert mended.code == 0
+    found = open_run(Path("run")).summary["hardening"]["accuracies"]
+    fgsm = next(row for row in found if (row["network"], row["attack"]) == ("hardened", "fgsm"))
+    judged = open_run(Path("judged")).summary["robust_accuracy"][0]
+    assert judged["value"] == pytest.approx(fgsm["value"], abs=0.011)

@@ -152,6 +152,9 @@ def test_the_numbers_of_the_summary_are_those_of_the_judgement(harden: Harden) -
     assert {row["epsilon"] for row in found["differences"] if row["attack"] == "fgsm"} == {"0.02", EPSILON}
     assert run.summary["clean_accuracy"]["value"] == values["original", "clean", "original", 0.0]
     assert sum(row["before"]["n"] for row in found["per_class"].values()) == 60
+    written = (run.folder / "summary.md").read_text()
+    assert found["verdict"] in written
+    assert f"{100 * after:.1f} %" in written
 
 
 def test_the_proportional_rule_is_dropout_on_val(
@@ -257,6 +260,11 @@ def test_the_alternatives_are_fitted_judged_and_counted(
     judged = {(row["network"], row["attack"]) for row in run.summary["hardening"]["accuracies"]}
     assert {(name, attack) for name in fits for attack in ("clean", "fgsm", "pgd")} <= judged
     assert fits["hardened"]["steps"] == 12
+    for one in run.summary["hardening"]["chosen"]:
+        if one["network"] in fits and one["taken"] is not None:
+            best = max(one["robust"][1:])
+            assert one["robust"][1 + one["attacked"].index(one["taken"])] == best > one["robust"][0]
+    assert (run.folder / "summary.md").read_text().count("| taken |") <= len(fits)
 
 
 def test_without_training_images_val_is_divided(harden: Harden, images: Images) -> None:

@@ -95,7 +95,8 @@ def test_steps_end_a_fit_within_an_epoch_and_frozen_parameters_stay(
     before = [one.detach().clone() for one in (module.weight, module.bias)]
 
     def loss(images: torch.Tensor, labels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        return module(torch.ones(1, 1)).sum()
+        out: torch.Tensor = module(torch.ones(1, 1)).sum()
+        return out
 
     schedule = replace(SCHEDULE, steps=5, weight_decay=0.0)
     steps = list(fit(module, loss, small_data, schedule, checkpoint=tmp_path / "c.pt", purpose={}))

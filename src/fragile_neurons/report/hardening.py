@@ -47,6 +47,35 @@ def other_rows(found: Found) -> list[list[str]]:
     return rows
 
 
+CLASSES = ["class", "original", "hardened", "n"]
+
+
+def class_rows(found: Found) -> list[list[str]]:
+    """A row per class: PGD-20 at the epsilon hardened against, before and after."""
+    return [
+        [name, accuracy(row["before"]), accuracy(row["after"]), f"{row['before']['n']:,}"]
+        for name, row in found["hardening"]["per_class"].items()
+    ]
+
+
+TRIED = ["network", "strength", "clean on val, pp", "PGD-10 on val, pp", ""]
+
+
+def tried_rows(found: Found) -> list[list[str]]:
+    """A row per strength of each fit: what it costs and brings on validation images, and which was taken."""
+    rows = []
+    for one in found["hardening"]["chosen"]:
+        fitted = one["robust"] and one["strengths"]
+        for place, strength in enumerate(one["strengths"] if fitted else ()):
+            robust = "–"
+            if place in one["attacked"]:
+                robust = points(one["robust"][1 + one["attacked"].index(place)] - one["robust"][0])
+            clean = points(one["clean"][1 + place] - one["clean"][0])
+            taken = "taken" if place == one["taken"] else ""
+            rows.append([one["network"], f"{strength:g}", clean, robust, taken])
+    return rows
+
+
 def _columns(hardening: Found) -> list[tuple[str, str]]:
     return [("clean", "0"), ("fgsm", hardening["epsilon"]), ("pgd", hardening["epsilon"])]
 

@@ -60,9 +60,18 @@ def _hardening(run: Run) -> list[str]:
         "Accuracies with 95 % Wilson intervals; differences are of the same images, with Tango intervals.",
         "## Beside other ways to spend the time",
         table(hardening.OTHERS, hardening.other_rows(found)),
+        *_tried(found),
+        f"## By class, PGD-20 x 5 at {escape(found['hardening']['epsilon'])}",
+        table(hardening.CLASSES, hardening.class_rows(found)),
         "## Controls",
         *(f"- {escape(line)}" for line in hardening.control_lines(found)),
     ]
+
+
+def _tried(found: dict[str, Any]) -> list[str]:
+    """The strengths of what was fitted, where anything was."""
+    rows = hardening.tried_rows(found)
+    return ["## Chosen on validation images", table(hardening.TRIED, rows)] if rows else []
 
 
 def _analysis(run: Run) -> list[str]:

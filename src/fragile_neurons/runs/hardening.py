@@ -221,7 +221,7 @@ def _choose(subject: Subject, network: str, given: Results) -> Arrays:
     """What a network is from now on: the best of its candidates.
 
     kept: whether one keeps the budget and helps; else the original's own gains or weights, but for a control,
-    which stays at its weakest. strength: the one taken, nan where there is none.
+    which stays at its weakest. taken: the place of the one taken, -1 for the original.
     """
     spec, mending = _parts(subject)
     candidates, strengths = _candidates(subject, network, given)
@@ -244,7 +244,8 @@ def _choose(subject: Subject, network: str, given: Results) -> Arrays:
         "tried attacked": tried.attacked,
         "which attacked": np.array(tried.which, np.int64),
         "kept": np.array(best is not None),
-        "strength": np.array(np.nan if taken is None or not strengths else strengths[taken]),
+        "taken": np.array(-1 if taken is None else taken),
+        "strengths": np.array(strengths),
     }
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from dataclasses import dataclass
 
@@ -37,14 +36,16 @@ class Fit:
 class Chosen:
     """What was taken of several strengths or candidates, and what each reached on validation images.
 
-    strength: of a fit or a control; None for a candidate of a search, or where the original stayed.
+    taken: the place of the one taken; None where the original stayed. strengths: of a fit or a control, that
+    were tried; empty for the candidates of a search.
     clean: accuracy of the original and of each that was tried. robust: of the original and of those that
     were attacked, by their places in `attacked`; empty if none was.
     """
 
     network: str
     kept: bool
-    strength: float | None
+    taken: int | None
+    strengths: tuple[float, ...]
     clean: tuple[float, ...]
     robust: tuple[float, ...]
     attacked: tuple[int, ...]
@@ -123,11 +124,12 @@ def _fit(network: str, arrays: Arrays) -> Fit:
 
 
 def _chosen(network: str, arrays: Arrays) -> Chosen:
-    strength, attacked = arrays["strength"].item(), arrays["tried attacked"]
+    taken, attacked = arrays["taken"].item(), arrays["tried attacked"]
     return Chosen(
         network,
         kept=arrays["kept"].item(),
-        strength=None if math.isnan(strength) else strength,
+        taken=None if taken < 0 else taken,
+        strengths=tuple(arrays["strengths"].tolist()),
         clean=tuple(arrays["tried clean"].mean(axis=1).tolist()),
         robust=tuple(attacked.mean(axis=1).tolist()) if len(attacked) else (),
         attacked=tuple(arrays["which attacked"].tolist()),
