@@ -20,7 +20,7 @@ from torch import nn
 import fragile_neurons as fn
 from fragile_neurons.attacks import autoattack
 from fragile_neurons.folding import Changes, fold
-from fragile_neurons.hardening import judge, learn, search
+from fragile_neurons.hardening import learn, search
 from fragile_neurons.hardening.choose import Tried, keeping
 from fragile_neurons.hardening.gains import Gains, Strength, proportional
 from fragile_neurons.hardening.learn import ALL_WEIGHTS, GAINS, NORMS, between, make_learner, with_weights
@@ -46,7 +46,6 @@ FILES = {
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without AutoAttack, with two shuffles, and steps of 16 images."""
     monkeypatch.setattr(autoattack, "is_installed", lambda: False)
-    monkeypatch.setattr(judge, "is_installed", lambda: False)
     monkeypatch.setattr(learn, "BATCH", 16)
 
 

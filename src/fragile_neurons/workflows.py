@@ -232,7 +232,7 @@ def _plan(subject: Subject) -> tuple[Unit, ...]:
             scoring_units(subject),
             screened(subject),
             fitted(subject),
-            trials_of(subject),
+            trials_of(subject, stronger=not missing_extra("autoattack")),
             held,
             images,
             batch_size,

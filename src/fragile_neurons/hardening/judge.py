@@ -110,8 +110,9 @@ def make_trials(
     *,
     alternatives: Iterable[str] = (),
     controls: Iterable[str] = (),
+    stronger: bool,
 ) -> list[Trial]:
-    """All that a judgement asks; APGD where AutoAttack is installed."""
+    """All that a judgement asks; stronger: APGD as well, which needs AutoAttack."""
     grid, one, few = tuple(sorted({*epsilons, epsilon} - {Fraction(0)})), (epsilon,), min(images, FEW)
     trials = [
         Trial(network, attack, budgets, images)
@@ -128,7 +129,7 @@ def make_trials(
         Trial(ORIGINAL, PGD, one, images, source=HARDENED),
         Trial(HARDENED, PGD, one, few, source=TEMPERED),
     ]
-    if is_installed():
+    if stronger:
         trials += [Trial(network, APGD, one, few) for network in (ORIGINAL, HARDENED)]
     names = list(controls)
     trials += [Trial(network, SHORT_PGD, one, few) for network in (ORIGINAL, HARDENED, *names) if names]
@@ -250,7 +251,7 @@ def judge(
         networks[name] = shrunk(original, other, val, budget=budget, batch_size=batch_size, seed=seed)
     right = {
         trial: run_trial(trial, networks, test, batch_size=batch_size, seed=seed)["right"]
-        for trial in make_trials(len(test), one, grid, controls=held)
+        for trial in make_trials(len(test), one, grid, controls=held, stronger=is_installed())
     }
     return conclude(right, test.labels, test.classes, one, budget)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from fragile_neurons.attacks.autoattack import INSTALL
 from fragile_neurons.report.sentences import accuracy, points
 
 Found = dict[str, Any]
@@ -133,6 +134,8 @@ def control_lines(found: Found) -> list[str]:
             f"Transfer, PGD at {epsilon}: of images made on the original the hardened has {accuracy(onto)} "
             f"right, of those made on the hardened the original {accuracy(back)}."
         )
+    if all(row["attack"] != "apgd" for row in found["hardening"]["differences"]):
+        lines.append(f"APGD was not asked: AutoAttack is not installed ({INSTALL}).")
     for row in found["hardening"]["left_over"]:
         name = ATTACKS.get(row["attack"], row["attack"])
         interval = f"[{points(row['low'])}, {points(row['high'])}]"

@@ -105,8 +105,8 @@ def gains_of(subject: Subject, arrays: Arrays) -> Gains:
     return Gains.from_arrays(subject.selection.sites, arrays)
 
 
-def trials_of(subject: Subject) -> list[Trial]:
-    """All that the networks of a run are asked."""
+def trials_of(subject: Subject, *, stronger: bool = True) -> list[Trial]:
+    """All that the networks of a run are asked; stronger: APGD as well."""
     spec = _parts(subject)[0]
     return make_trials(
         len(subject.data),
@@ -114,6 +114,7 @@ def trials_of(subject: Subject) -> list[Trial]:
         parse_epsilons(spec.epsilons),
         alternatives=_alternatives(subject),
         controls=CONTROLS,
+        stronger=stronger,
     )
 
 
