@@ -31,6 +31,7 @@ from fragile_neurons.hardening.choose import STRENGTHS, try_changes
 from fragile_neurons.hardening.gains import Gains
 from fragile_neurons.hardening.learn import (
     ALL_WEIGHTS,
+    BATCH,
     GAINS,
     alternatives,
     between,
@@ -144,7 +145,7 @@ def measure_fits(model: str, steps: int) -> list[Row]:
     selection = replace(selection, site=common_site(classifier, selection.layers))
     names = [GAINS, *alternatives(classifier)]
     learners = [make_learner(what, classifier, selection.sites, epsilon) for what in names]
-    pace = seconds_per_step(learners, train)
+    pace = seconds_per_step(learners, train, BATCH)
     span = {"batch_size": 256, "seed": 0}
 
     def right(network: fn.Classifier) -> list[Any]:
@@ -153,7 +154,7 @@ def measure_fits(model: str, steps: int) -> list[Row]:
 
     before, rows = right(classifier), []
     for what, learner, seconds in zip(names, learners, pace, strict=True):
-        schedule = make_schedule(learner, max(1, round(steps * pace[0] / seconds)), train, 0)
+        schedule = make_schedule(learner, max(1, round(steps * pace[0] / seconds)), train, BATCH, 0)
         start = time.perf_counter()
         with learner.working(), tempfile.TemporaryDirectory() as folder:
             for _ in fit(

@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 import fragile_neurons as fn
+from fragile_neurons.analysis.selection import Selection
 from fragile_neurons.folding import fold, holding
 from fragile_neurons.hardening.gains import Gains
 from fragile_neurons.hardening.premises import common_site
@@ -33,6 +34,12 @@ def random_gains(classifier: fn.Classifier, images: torch.Tensor, site: str, *, 
             for layer, module in zip(layers, modules, strict=True)
         ),
     )
+
+
+def auto(classifier: fn.Classifier, images: torch.Tensor) -> str:
+    """The site that `auto` takes for all convolutions."""
+    layers = select_layers(classifier, executed_layers(classifier, images), "all")
+    return common_site(classifier, Selection(layers, (), "conv", images, ()))
 
 
 def relative_difference(one: torch.Tensor, other: torch.Tensor) -> float:
@@ -71,8 +78,7 @@ def build(name: str) -> tuple[fn.Classifier, torch.Tensor]:
 def test_folded_gains_are_hooked_gains(name: str, site: str) -> None:
     classifier, images = build(name)
     before = {key: one.clone() for key, one in classifier.module.state_dict().items()}
-    layers = select_layers(classifier, executed_layers(classifier, images), "all")
-    gains = random_gains(classifier, images, common_site(classifier, layers) if site == "auto" else site)
+    gains = random_gains(classifier, images, auto(classifier, images) if site == "auto" else site)
     folded = fold(classifier, gains.changes, images)
     with torch.no_grad():
         with scaling(classifier, gains.changes):
@@ -165,7 +171,7 @@ def test_a_shift_without_a_bias_and_a_norm_without_a_scale_are_refused() -> None
         fold(classifier, Gains((layer.site("conv"),), (ones,), (shifts,)).changes, images)
     with pytest.raises(fn.InputError, match="no scale"):
         fold(classifier, Gains.of_factors([layer.site("norm")], [ones]).changes, images)
-    assert common_site(classifier, (layer,)) == "conv"
+    assert auto(classifier, images) == "conv"
 
 
 def test_weights_that_something_else_reads_are_found_by_the_logits() -> None:
@@ -202,8 +208,7 @@ def test_weights_hold_gains_as_maps_are_scaled_gradients_included(name: str) -> 
     classifier, images = classifier.double(), images.double()  # or a ReLU may be on one side or the other
     before = {key: one.clone() for key, one in classifier.module.state_dict().items()}
     own = dict(classifier.module.named_parameters())
-    layers = select_layers(classifier, executed_layers(classifier, images), "all")
-    gains = random_gains(classifier, images, common_site(classifier, layers))
+    gains = random_gains(classifier, images, auto(classifier, images))
     found = []
     for context in (holding, scaling):
         leaves = {
@@ -223,3 +228,20 @@ def test_weights_hold_gains_as_maps_are_scaled_gradients_included(name: str) -> 
     with pytest.raises(RuntimeError), holding(classifier, gains.changes):
         raise RuntimeError
     assert all(one is own[key] for key, one in classifier.module.named_parameters())
+
+
+class Shared(nn.Module):
+    """Two convolutions whose outputs one batch norm takes in turn: its scale would serve both."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.other = nn.Conv2d(1, 3, 3), nn.Conv2d(3, 3, 3)
+        self.norm, self.fc = nn.BatchNorm2d(3), nn.Linear(48, 2)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.fc(self.norm(self.other(self.norm(self.one(images)))).flatten(1))
+        return out
+
+
+def test_a_batch_norm_of_two_layers_is_no_site_for_gains() -> None:
+    assert auto(fn.Classifier(Shared()).eval(), torch.rand(4, 1, 8, 8)) == "conv"

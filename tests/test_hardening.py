@@ -23,9 +23,17 @@ from fragile_neurons.folding import Changes, fold
 from fragile_neurons.hardening import learn, search
 from fragile_neurons.hardening.choose import Tried, keeping
 from fragile_neurons.hardening.gains import Gains, Strength, proportional
-from fragile_neurons.hardening.learn import ALL_WEIGHTS, GAINS, NORMS, between, make_learner, with_weights
+from fragile_neurons.hardening.learn import (
+    ALL_WEIGHTS,
+    BATCH_NORMS,
+    GAINS,
+    between,
+    make_learner,
+    with_weights,
+)
 from fragile_neurons.interventions import scaling
 from fragile_neurons.neurons import executed_layers
+from fragile_neurons.runs import hardening
 from fragile_neurons.runs.ledger import Ledger
 from fragile_neurons.stats import wilson
 
@@ -44,9 +52,9 @@ FILES = {
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without AutoAttack, with two shuffles, and steps of 16 images."""
+    """Without AutoAttack, and steps of 16 images."""
     monkeypatch.setattr(autoattack, "is_installed", lambda: False)
-    monkeypatch.setattr(learn, "BATCH", 16)
+    monkeypatch.setattr(hardening, "BATCH", 16)
 
 
 Images = Callable[[str, int], fn.ImageData]
@@ -208,9 +216,10 @@ def test_a_fit_leaves_the_network_as_it_was(small_classifier: fn.Classifier, ima
     before = {key: one.clone() for key, one in small_classifier.module.state_dict().items()}
     sites = [layer.site("conv") for layer in executed_layers(small_classifier, images("train", 3)[:8][0])[:2]]
     learners = [
-        make_learner(what, small_classifier, sites, Fraction(1, 20)) for what in (GAINS, ALL_WEIGHTS, NORMS)
+        make_learner(what, small_classifier, sites, Fraction(1, 20))
+        for what in (GAINS, ALL_WEIGHTS, BATCH_NORMS)
     ]
-    assert all(pace > 0 for pace in learn.seconds_per_step(learners, images("train", 3)))
+    assert all(pace > 0 for pace in learn.seconds_per_step(learners, images("train", 3), 16))
     for key, tensor in small_classifier.module.state_dict().items():
         assert torch.equal(tensor, before[key])
     assert small_classifier.module.training
@@ -375,7 +384,7 @@ def test_learned_gains_climb_down_the_adversarial_loss(
 def test_what_each_learner_fits(small_classifier: fn.Classifier) -> None:
     for what, keys in (
         (ALL_WEIGHTS, [name for name, _ in small_classifier.module.named_parameters()]),
-        (NORMS, ["norm1.weight", "norm1.bias"]),
+        (BATCH_NORMS, ["norm1.weight", "norm1.bias"]),
     ):
         learner = make_learner(what, small_classifier, [], Fraction(1, 20))
         assert sorted(learner.result()) == sorted(f"weights/{key}" for key in keys)

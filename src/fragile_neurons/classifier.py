@@ -98,9 +98,18 @@ class Classifier(nn.Module):
         return other
 
     def duplicate(self) -> Classifier:
-        """The same network with weights of its own."""
+        """The same network with weights of its own; raises InputError where the module cannot be copied."""
         other = copy.copy(self)
-        other._modules = {**self._modules, "module": copy.deepcopy(self.module)}
+        try:
+            module = copy.deepcopy(self.module)
+        except Exception as error:  # a module of somebody else's may hold anything
+            raise InputError(
+                "the network cannot be copied",
+                given=" ".join(str(error).split())[:300],
+                allowed="a module that copy.deepcopy can copy",
+                fix="keep no tensors with a history in it, and no open files",
+            ) from error
+        other._modules = {**self._modules, "module": module}
         return other
 
     def computing(self) -> AbstractContextManager[object]:

@@ -19,6 +19,10 @@ class InputError(FragileNeuronsError):
         super().__init__(f"{problem}\n  given:   {given}\n  allowed: {allowed}\n  fix:     {fix}")
 
 
+class MissingSplitError(InputError):
+    """A data set has no such split, or it is not on this machine."""
+
+
 class IncompleteError(FragileNeuronsError):
     """A run has units left to compute."""
 

@@ -255,14 +255,16 @@ def _run_pending(subject: Subject, ledger: Ledger, progress: Progress) -> None:
         for unit in run_units(subject, ledger):
             done += 1
             advance(done, unit.id)
-            if unit.kind == "gradients":
+            if unit.kind == "gradients" and not unit.network:
                 _warn(subject, ledger)
 
 
 def _warn(subject: Subject, ledger: Ledger) -> None:
     """Tell at once what is wrong with the inputs: the rest takes minutes."""
     cheap = {
-        unit.kind: ledger.result(unit) for unit in ledger.units() if unit.kind in ("inputs", "gradients")
+        unit.kind: ledger.result(unit)
+        for unit in ledger.units()
+        if unit.kind in ("inputs", "gradients") and not unit.network
     }
     for check in check_inputs(cheap["inputs"], cheap["gradients"], subject.data.classes):
         if check.status in ("warn", "fail"):

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fragile_neurons.data.images import ImageData
-from fragile_neurons.errors import InputError
+from fragile_neurons.errors import InputError, MissingSplitError
 
 MOST_EXPANSION = 50  # images hardly shrink more under deflate; a bomb grows a thousandfold
 SMALL_BYTES = 64 * 2**20  # what may expand without limit
@@ -27,7 +27,12 @@ def load_npz(path: Path, *, split: str) -> ImageData:
     arrays = _read(path)
     prefix = f"{split}_" if f"{split}_images" in arrays else ""
     if not prefix and split != "test":
-        raise _unusable(f"{path} has no split {split}", f"keys {', '.join(arrays)}")
+        raise MissingSplitError(
+            f"{path} has no split {split}",
+            given=f"keys {', '.join(arrays)}",
+            allowed=ALLOWED,
+            fix=f"add arrays {split}_images and {split}_labels",
+        )
     for key in (f"{prefix}images", f"{prefix}labels"):
         if key not in arrays:
             raise _unusable(f"{path} has no {key}", f"keys {', '.join(arrays) or '(none)'}")

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from fragile_neurons.data.images import ImageData, stratified_sample
 from fragile_neurons.data.sources import Source, data_root, fetch_files, missing_files
-from fragile_neurons.errors import InputError
+from fragile_neurons.errors import MissingSplitError
 
 VAL_SEED = 0  # part of every data set's definition here: the bundled weights never saw these images
 
@@ -79,7 +79,7 @@ class Dataset:
         missing = missing_files(self.folder, {name: self.checksums[name] for name in self.files(part)})
         if missing:
             bundled = " and ".join(f"--split {split}" for split in self.bundled_splits)
-            raise InputError(
+            raise MissingSplitError(
                 f"the {wanted} images of {self.name} are not on this machine",
                 given=f"{self.folder} without {', '.join(missing)}",
                 allowed=f"{bundled}, which are bundled; {wanted} once it is fetched"

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from fragile_neurons.data.images import ImageData, sample_rows
-from fragile_neurons.errors import InputError
+from fragile_neurons.errors import InputError, MissingSplitError
 
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 SPLITS = {"train", "val", "test"}
@@ -170,7 +170,7 @@ def _split_folder(path: Path, split: str) -> Path:
         )
     splits = sorted(names) if names and names <= SPLITS else ["test"]
     if split not in splits:
-        raise InputError(
+        raise MissingSplitError(
             "the folder has no such split",
             given=f"{split} of {path}",
             allowed=", ".join(splits),

@@ -38,21 +38,21 @@ class Tried:
         Where none was attacked, the first within the budget on clean accuracy.
         """
         if not len(self.attacked):
-            within = keeping(self.clean, budget)
+            within = keeping(self.clean, budget, errors=0.0)
             return within[0] if within else None
         gained = self.attacked[1:].sum(axis=1) - int(self.attacked[0].sum())
         return self.which[int(np.argmax(gained))] if (gained > 0).any() else None
 
 
-def keeping(clean: BoolArray, budget: float) -> list[int]:
-    """The changes that lose clean accuracy within the budget, one standard error besides.
+def keeping(clean: BoolArray, budget: float, *, errors: float = 1.0) -> list[int]:
+    """The changes that lose clean accuracy within the budget, so many standard errors besides.
 
     The first row is the original. Without that margin a change chosen at the edge of the budget would break
     it on new images half of the time.
     """
     loss = clean[0].astype(np.float64) - clean[1:]
     error = loss.std(axis=1) / np.sqrt(clean.shape[1])
-    return [int(place) for place in np.flatnonzero(loss.mean(axis=1) + error <= budget + ROUNDING)]
+    return [int(place) for place in np.flatnonzero(loss.mean(axis=1) + errors * error <= budget + ROUNDING)]
 
 
 def try_changes(

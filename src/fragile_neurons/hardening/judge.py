@@ -72,6 +72,15 @@ class Judgement:
                     found.append((trial.attack, epsilon, Paired(before[row], after[row])))
         return found
 
+    def against(self) -> dict[str, Paired]:
+        """By fitted network, under PGD at the epsilon: before is its own, after the hardened network's."""
+        after = self.findings.pgd.after
+        return {
+            trial.network: Paired(right[trial.epsilons.index(self.epsilon)], after)
+            for trial, right in self.right.items()
+            if trial.attack == PGD and not trial.source and trial.network not in (ORIGINAL, HARDENED)
+        }
+
     def left_over(self) -> dict[str, tuple[float, float, float]]:
         """By stronger attack: its gain minus 0.8 of that under PGD, and the interval."""
         return {name: left_over(pair, self.findings.pgd) for name, pair in self.findings.stronger.items()}

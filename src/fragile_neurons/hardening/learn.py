@@ -20,18 +20,17 @@ from fragile_neurons.attacks.pgd import ball, random_point
 from fragile_neurons.classifier import Classifier, evaluating
 from fragile_neurons.data.images import ImageData
 from fragile_neurons.folding import holding
-from fragile_neurons.hardening.gains import Gains
 from fragile_neurons.neurons import Site
 from fragile_neurons.norms import project
 from fragile_neurons.training.loop import Loss, Schedule
 
-BATCH = 128
+BATCH = 64
 PACED_STEPS = 7
 LAYERS, NORM = (nn.Conv2d, nn.Linear), nn.modules.batchnorm._BatchNorm
-GAINS, ALL_WEIGHTS, NORMS = "gains", "all weights", "batch norms"
+GAINS, ALL_WEIGHTS, BATCH_NORMS = "gains", "all weights", "batch norms"
 WEIGHTS = "weights/"  # before the key of the state dict
 # the largest learning rate, over the square root of the number of layers whose changes add up
-RATES = {GAINS: 0.14, ALL_WEIGHTS: 0.01, NORMS: 0.05}
+RATES = {GAINS: 0.1, ALL_WEIGHTS: 0.007, BATCH_NORMS: 0.05}
 STEP_SIZE = 1.25  # of epsilon
 
 Arrays = dict[str, npt.NDArray[Any]]
@@ -57,10 +56,13 @@ class LearnedGains(nn.Module):
         columns = zip(self.sites, self.logarithms, self.shifts, strict=True)
         return {site: (one.exp(), two) for site, one, two in columns}
 
-    def gains(self) -> Gains:
-        """What was learned."""
-        columns = [[one.detach().cpu().double().numpy() for one in pair] for pair in self.changes.values()]
-        return Gains(self.sites, *(tuple(column) for column in zip(*columns, strict=True)))
+    def to_arrays(self) -> Arrays:
+        """What was learned, as Gains.to_arrays has it."""
+        return {
+            f"{site.layer}/{name}": one.detach().cpu().double().numpy()
+            for site, pair in self.changes.items()
+            for name, one in zip(("factors", "shifts"), pair, strict=True)
+        }
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,6 +79,11 @@ class Learner:
     working: Callable[[], AbstractContextManager[None]]
     result: Callable[[], Arrays]
 
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """What is fitted."""
+        return [one for one in self.module.parameters() if one.requires_grad]
+
 
 def make_learner(what: str, classifier: Classifier, sites: Sequence[Site], epsilon: Fraction) -> Learner:
     """Of gains at these sites with all weights frozen, of all weights, or of the batch norms' alone.
@@ -91,10 +98,10 @@ def make_learner(what: str, classifier: Classifier, sites: Sequence[Site], epsil
             loss,
             RATES[GAINS] / math.sqrt(len(sites)),
             lambda: frozen(classifier.module),
-            lambda: gains.gains().to_arrays(),
+            gains.to_arrays,
         )
     copied = classifier.duplicate().eval()
-    fitted = _norm_parameters(copied.module) if what == NORMS else list(copied.module.parameters())
+    fitted = _norm_parameters(copied.module) if what == BATCH_NORMS else list(copied.module.parameters())
     copied.module.requires_grad_(False)
     for parameter in fitted:
         parameter.requires_grad_(True)
@@ -104,7 +111,7 @@ def make_learner(what: str, classifier: Classifier, sites: Sequence[Site], epsil
         named = copied.module.named_parameters()
         return {WEIGHTS + key: one.detach().cpu().numpy() for key, one in named if one.requires_grad}
 
-    layers = sum(isinstance(one, NORM if what == NORMS else LAYERS) for one in copied.module.modules())
+    layers = sum(isinstance(one, NORM if what == BATCH_NORMS else LAYERS) for one in copied.module.modules())
     return Learner(copied.module, loss, RATES[what] / math.sqrt(max(layers, 1)), nullcontext, result)
 
 
@@ -163,7 +170,7 @@ def frozen(module: nn.Module) -> Iterator[None]:
 
 def alternatives(classifier: Classifier) -> list[str]:
     """What else could be fitted: all weights, and the batch norms' scales and shifts if there are any."""
-    return [ALL_WEIGHTS, *([NORMS] if _norm_parameters(classifier.module) else [])]
+    return [ALL_WEIGHTS, *([BATCH_NORMS] if _norm_parameters(classifier.module) else [])]
 
 
 def _norm_parameters(module: nn.Module) -> list[nn.Parameter]:
@@ -171,25 +178,30 @@ def _norm_parameters(module: nn.Module) -> list[nn.Parameter]:
     return [parameter for norm in norms for parameter in norm.parameters(recurse=False)]
 
 
-def seconds_per_step(learners: Sequence[Learner], data: ImageData) -> list[float]:
-    """What a step of each takes, in turns: the median of a few."""
+def seconds_per_step(learners: Sequence[Learner], data: ImageData, batch_size: int) -> list[float]:
+    """What a step of each takes, reading its images included, in turns: the median of a few."""
     generator = torch.Generator().manual_seed(0)
-    images, labels = data[: min(BATCH, len(data))]
     times: list[list[float]] = [[] for _ in learners]
-    for _ in range(PACED_STEPS):
-        for learner, found in zip(learners, times, strict=True):
-            device = next(learner.module.parameters()).device
+    optimizers = [torch.optim.SGD(learner.parameters, lr=0.0) for learner in learners]
+    for turn in range(PACED_STEPS):
+        rows = np.arange(turn * batch_size, (turn + 1) * batch_size) % len(data)
+        for learner, optimizer, found in zip(learners, optimizers, times, strict=True):
+            device = learner.parameters[0].device
             with learner.working():
                 start = time.perf_counter()
+                images, labels = data[rows]
                 learner.loss(images.to(device), labels.to(device), generator).backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
+                if device.type == "cuda":
+                    torch.cuda.synchronize(device)
                 found.append(time.perf_counter() - start)
-                learner.module.zero_grad(set_to_none=True)
+                optimizer.zero_grad(set_to_none=True)
     return [float(np.median(found[1:])) for found in times]
 
 
-def make_schedule(learner: Learner, steps: int, data: ImageData, seed: int) -> Schedule:
+def make_schedule(learner: Learner, steps: int, data: ImageData, batch_size: int, seed: int) -> Schedule:
     """So many steps over the images."""
-    size = min(BATCH, len(data))
+    size = min(batch_size, len(data))
     return Schedule(
         epochs=math.ceil(steps / (len(data) // size)),
         steps=steps,

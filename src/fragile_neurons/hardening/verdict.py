@@ -99,7 +99,7 @@ def decide(found: Findings) -> tuple[Verdict, str]:
         return "changes nothing", "no difference of accuracy is sure, clean, under FGSM or under PGD"
     if -clean > found.budget + ROUNDING:
         return "costs more than it brings", f"clean {_pp(clean)}, the budget is {_pp(-found.budget)}"
-    if -clean > max(pgd, 0.0):
+    if -clean > max(pgd, 0.0) + ROUNDING:
         return "costs more than it brings", f"clean {_pp(clean)}, under PGD {_pp(pgd)}"
     if found.fgsm.is_above and not found.pgd.is_above:
         return "vanishes under stronger attack", f"under FGSM {_pp(found.fgsm.gain)}, under PGD {_pp(pgd)}"

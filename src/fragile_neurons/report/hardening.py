@@ -12,7 +12,7 @@ ATTACKS = {"fgsm": "FGSM", "pgd": "PGD-20 x 5", "apgd": "APGD-CE + T", "pgd-10":
 SHUFFLED = "shuffled"
 
 HEADER = ["attack", "epsilon", "original", "hardened", "difference, pp", "n"]
-OTHERS = ["network", "numbers", "seconds", "clean", "FGSM", "PGD-20 x 5"]
+OTHERS = ["network", "numbers", "seconds", "clean", "FGSM", "PGD-20 x 5", "hardened - it, pp"]
 
 
 def difference_rows(found: Found) -> list[list[str]]:
@@ -34,17 +34,31 @@ def difference(row: Found) -> str:
 
 
 def other_rows(found: Found) -> list[list[str]]:
-    """The hardened network beside those whose weights were fitted for the same time."""
+    """The hardened network beside those whose weights were fitted for the same time; PGD's differences."""
     hardening = found["hardening"]
     fits = {fit["network"]: fit for fit in hardening["fits"]}
+    left = {one["network"] for one in hardening["chosen"] if not one["kept"]}
+    against = {row["network"]: difference(row) for row in hardening["against"]}
     rows = []
     for name in ("original", "hardened", *(name for name in fits if name != "hardened")):
         cells = [_at(found, name, attack, epsilon) for attack, epsilon in _columns(hardening)]
         fit = fits.get(name)
         numbers = fit["numbers"] if fit else hardening["numbers"] if name == "hardened" else None
-        shown = [accuracy(cell) if cell else "–" for cell in cells]
-        seconds = f"{fit['seconds']:.0f}" if fit else "–"
-        rows.append([name, "–" if numbers is None else f"{numbers:,}", seconds, *shown])
+        seconds = f"{fit['seconds']:.0f}" if fit and fit["seconds"] is not None else "–"
+        shown = name
+        if fit and fit["diverged"]:
+            shown += " (diverged)"
+        elif name in left:
+            shown += " (nothing helped within the budget: as it was)"
+        rows.append(
+            [
+                shown,
+                "–" if numbers is None else f"{numbers:,}",
+                seconds,
+                *(accuracy(cell) if cell else "–" for cell in cells),
+                against.get(name, ""),
+            ]
+        )
     return rows
 
 
@@ -104,11 +118,15 @@ def described(found: Found) -> str:
     """Rule, numbers, and which images served for what."""
     one, layers, data = found["hardening"], len(found["layers"]), found["data"]
     share = 100 * one["numbers"] / one["parameters"]
-    fitted = f"fitted on {one['fitted_on']}, " if one["rule"] == "learned" else ""
+    made = {
+        "learned": f"fitted on {one['fitted_on']}, chosen on {one['chosen_on']}",
+        "searched": f"scored and chosen on {one['chosen_on']}",
+        "proportional": f"scored on {one['chosen_on']}",
+    }[one["rule"]]
     return (
         f"Rule {one['rule']}, {layers} layer{'s' if layers > 1 else ''}, site {found['site']}: "
         f"{one['numbers']:,} numbers ({share:.2g} % of {one['parameters']:,} weights), gains from "
-        f"{one['smallest_gain']:.2f} to {one['largest_gain']:.2f}; {fitted}chosen on {one['chosen_on']}, "
+        f"{one['smallest_gain']:.2f} to {one['largest_gain']:.2f}; {made}, "
         f"judged on {data['n']:,} {data['split']} images. Budget: {points(-one['budget'])} pp clean."
     )
 

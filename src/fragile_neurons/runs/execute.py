@@ -44,6 +44,8 @@ def execute_unit(subject: Subject, unit: Unit, given: Sequence[tuple[Unit, Array
     spec, epsilons = subject.spec, parse_epsilons(subject.spec.epsilons)
     span = {"batch_size": spec.batch_size, "start": unit.start, "stop": unit.stop}
     with threads(spec.threads):
+        if isinstance(spec, HardenSpec) and unit.network:
+            return execute_hardening(subject, unit, given)
         if unit.kind == "inputs":
             return observe_inputs(subject.classifier.as_dtype("float32"), subject.data, images=unit.stop)
         if unit.kind == "gradients":

@@ -2,23 +2,40 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from fractions import Fraction
 from functools import partial
 
 import numpy as np
+import torch
 
 from fragile_neurons.analysis.dropout import Dropout, summarise_dropout
 from fragile_neurons.analysis.patching import Patching, summarise_patching
 from fragile_neurons.analysis.targeting import Targeting, summarise_targeting
 from fragile_neurons.analysis.verdicts import Rule
 from fragile_neurons.classifier import Classifier
-from fragile_neurons.evidence import UNBOUNDED, Arrays, conditions, observe_condition
+from fragile_neurons.evidence import (
+    UNBOUNDED,
+    Arrays,
+    conditions,
+    observe_condition,
+    observe_gradients,
+    observe_inputs,
+)
 from fragile_neurons.folding import fold
 from fragile_neurons.hardening import search
 from fragile_neurons.hardening.choose import SHRINKING, STRENGTHS, try_changes
-from fragile_neurons.hardening.gains import FloatArray, Gains, Strength, keep_energy, proportional
+from fragile_neurons.hardening.gains import (
+    LARGEST,
+    SMALLEST,
+    FloatArray,
+    Gains,
+    Strength,
+    keep_energy,
+    proportional,
+)
 from fragile_neurons.hardening.judge import (
     CONTROLS,
     HARDENED,
@@ -32,6 +49,7 @@ from fragile_neurons.hardening.judge import (
     temper,
 )
 from fragile_neurons.hardening.learn import (
+    BATCH,
     GAINS,
     WEIGHTS,
     Learner,
@@ -59,7 +77,7 @@ def execute_hardening(subject: Subject, unit: Unit, given: Results) -> Arrays:
         return _screen(subject, unit.attack, given)
     if unit.kind == "pace":
         learners = [_learner(subject, network) for network in fitted(subject)]
-        return {"seconds": np.array(seconds_per_step(learners, mending.fitting))}
+        return {"seconds": np.array(seconds_per_step(learners, mending.fitting, _batch(subject)))}
     if unit.kind == "fit":
         return _fit(subject, unit.network, given)
     if unit.kind == "chosen":
@@ -70,6 +88,10 @@ def execute_hardening(subject: Subject, unit: Unit, given: Results) -> Arrays:
             subject.classifier, networks[HARDENED], mending.choosing, batch_size=spec.batch_size
         )
         return {"temperature": np.array(found)}
+    if unit.kind == "inputs":
+        return observe_inputs(networks[HARDENED], subject.data, images=unit.stop)
+    if unit.kind == "gradients":
+        return observe_gradients(networks[HARDENED], subject.data, images=unit.stop)
     if unit.kind == "condition":
         budget = Fraction(1) if unit.attack == UNBOUNDED else parse_epsilon(spec.epsilon)
         attack = conditions(subject.data)[unit.attack]
@@ -196,7 +218,7 @@ def _proportional(subject: Subject, given: Given, score: str, strengths: Sequenc
     spec = _parts(subject)[0]
     scores, found = _scores(subject, given, score), []
     for strength in strengths:
-        tolerance = spec.tolerance if score in ("clean", "adv") else None
+        tolerance = spec.tolerance if score == "clean" else None
         factors = [proportional(one, strength, tolerance=tolerance) for one in scores]
         if spec.keep_energy:
             energies = _energies(subject, given)
@@ -300,19 +322,30 @@ def _learner(subject: Subject, network: str) -> Learner:
     return make_learner(what, subject.classifier, subject.selection.sites, epsilon)
 
 
+def _factors(arrays: Arrays) -> list[FloatArray]:
+    return [array for name, array in arrays.items() if name.endswith("/factors")]
+
+
+def _batch(subject: Subject) -> int:
+    return min(BATCH, subject.spec.batch_size)
+
+
 def _fit(subject: Subject, network: str, given: Results) -> Arrays:
-    """Gains or weights after their fit, the seconds it took and its steps."""
+    """Gains or weights after their fit, those of the original if it diverged; its steps and seconds.
+
+    seconds: nan if it went on from a checkpoint.
+    """
     spec, mending = _parts(subject)
     ((_, pace),) = given
     seconds = dict(zip(fitted(subject), pace["seconds"].tolist(), strict=True))
     learner = _learner(subject, network)
     meant = spec.steps * seconds.get(HARDENED, seconds[network])  # the gains' time is everybody's
     steps = max(1, round(min(meant, 60 * spec.minutes) / seconds[network]))
-    schedule = make_schedule(learner, steps, mending.fitting, spec.seed)
+    schedule = make_schedule(learner, steps, mending.fitting, _batch(subject), spec.seed)
     checkpoint = mending.scratch / CHECKPOINT.format(network)
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
-    start = time.perf_counter()
-    with learner.working():
+    resumed, start = checkpoint.exists(), time.perf_counter()
+    with learner.working(), torch.random.fork_rng():
         walk = fit(
             learner.module,
             learner.loss,
@@ -323,4 +356,14 @@ def _fit(subject: Subject, network: str, given: Results) -> Arrays:
         )
         for progress in walk:
             mending.tell(f"step {progress.epoch}.{progress.step}, loss {progress.loss:.3f}")
-    return {**learner.result(), "steps": np.array(steps), "seconds": np.array(time.perf_counter() - start)}
+    seconds_taken = math.nan if resumed else time.perf_counter() - start
+    found = learner.result()
+    diverged = not all(np.isfinite(array).all() for array in found.values())
+    if network == HARDENED and not diverged:
+        diverged = any((one < SMALLEST).any() or (one > LARGEST).any() for one in _factors(found))
+    return {
+        **(_unchanged(subject, network, [(Unit("fit", 0, 0), found)]) if diverged else found),
+        "steps": np.array(steps),
+        "seconds": np.array(seconds_taken),
+        "diverged": np.array(diverged),
+    }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -24,12 +24,16 @@ from fragile_neurons.runs.subject import Subject
 
 @dataclass(frozen=True)
 class Fit:
-    """How a network was fitted: so many numbers, in so many steps and seconds."""
+    """How a network was fitted: so many numbers, in so many steps and seconds (nan if it was interrupted).
+
+    diverged: it came to numbers that are not finite, and the original's stand for it.
+    """
 
     network: str
     numbers: int
     steps: int
     seconds: float
+    diverged: bool
 
 
 @dataclass(frozen=True)
@@ -64,7 +68,10 @@ class Mended:
 
 
 def collect_hardening(subject: Subject, ledger: Ledger) -> Mended:
-    """Join the units' arrays and judge them; the checks are of the hardened network."""
+    """Join the units' arrays and judge them.
+
+    The checks are of the hardened network; of the original only those of its inputs that are flagged.
+    """
     spec = subject.spec
     assert isinstance(spec, HardenSpec)
     epsilon = parse_epsilon(spec.epsilon)
@@ -100,7 +107,12 @@ def collect_hardening(subject: Subject, ledger: Ledger) -> Mended:
         unbounded=unbounded,
         classes=len(subject.data.classes),
     )
-    cheap = {unit.kind: arrays for unit, arrays in results if unit.kind in ("inputs", "gradients")}
+    cheap = {(unit.network, unit.kind): arrays for unit, arrays in results}
+    classes = subject.data.classes
+    before, after = (
+        check_inputs(cheap[network, "inputs"], cheap[network, "gradients"], classes)
+        for network in ("", HARDENED)
+    )
     return Mended(
         gains=gains_of(subject, chosen[HARDENED]),
         hardened=network_of(subject, HARDENED, results),
@@ -109,7 +121,8 @@ def collect_hardening(subject: Subject, ledger: Ledger) -> Mended:
         chosen=tuple(_chosen(name, arrays) for name, arrays in chosen.items() if "kept" in arrays),
         checks=(
             *subject.selection.checks,
-            *check_inputs(cheap["inputs"], cheap["gradients"], subject.data.classes),
+            *(replace(one, name=f"original, {one.name}") for one in before if one.status in ("warn", "fail")),
+            *after,
             *check_attacks(evidence),
         ),
     )
@@ -120,7 +133,7 @@ def _fit(network: str, arrays: Arrays) -> Fit:
     if network == HARDENED:  # shifts that no weight holds were not fitted
         shifts = [array for name, array in arrays.items() if name.endswith("/shifts")]
         numbers -= sum(array.size for array in shifts if not array.any())
-    return Fit(network, numbers, arrays["steps"].item(), arrays["seconds"].item())
+    return Fit(network, numbers, arrays["steps"].item(), arrays["seconds"].item(), arrays["diverged"].item())
 
 
 def _chosen(network: str, arrays: Arrays) -> Chosen:

@@ -69,6 +69,7 @@ def _hardening(subject: Subject, found: Mended) -> dict[str, Any]:
             {"attack": attack, "epsilon": format_epsilon(epsilon), **_difference(pair)}
             for attack, epsilon, pair in judgement.differences()
         ],
+        "against": [{"network": name, **_difference(pair)} for name, pair in judgement.against().items()],
         "left_over": [
             {"attack": name, "share": LEFT_OVER, **dict(zip(("value", "low", "high"), values, strict=True))}
             for name, values in judgement.left_over().items()

@@ -175,6 +175,7 @@ def plan_hardening(
         *(Unit("fit", 0, 0, network=name) for name in fitted),
         *(Unit("chosen", 0, 0, network=name) for name in networks),
         Unit("temperature", 0, 0, network=HARDENED),
+        *_cheap_checks(images, HARDENED),
         *(
             Unit("judged", start, stop, attack=trial.attack, network=trial.network, source=trial.source)
             for trial in trials
@@ -205,9 +206,9 @@ def _needed_to_harden(unit: Unit, plan: Sequence[Unit]) -> list[Unit]:
     return chosen + [one for one in plan if one.kind == "temperature" and unit.source == TEMPERED]
 
 
-def _cheap_checks(images: int) -> tuple[Unit, ...]:
+def _cheap_checks(images: int, network: str = "") -> tuple[Unit, ...]:
     checked = min(images, CHECKED_IMAGES)
-    return Unit("inputs", 0, checked), Unit("gradients", 0, checked)
+    return Unit("inputs", 0, checked, network=network), Unit("gradients", 0, checked, network=network)
 
 
 def _sweep_units(

@@ -17,7 +17,7 @@ from fragile_neurons.errors import InputError, check_choice
 from fragile_neurons.norms import format_epsilon, parse_epsilons
 from fragile_neurons.sweeps.sampling import STANDARD_ERROR
 
-STEPS, MINUTES = 100, 5.0  # of a fit of gains, which few numbers need no more of
+STEPS, MINUTES = 200, 5.0  # of a fit of gains, which few numbers need no more of
 MOST_THREADS = 8  # small networks gain nothing beyond
 
 
@@ -58,7 +58,7 @@ class FoundToHarden(Found):
     """The same for `harden`; fitted_on, chosen_on: which images, in words. site: of all layers."""
 
     val_sha256: str
-    train_sha256: str | None
+    train_sha256: str | None = None
     fitted_on: str
     chosen_on: str
     site: str
@@ -176,7 +176,7 @@ class HardenSpec(Spec):
     keep_energy: bool = False
     tolerance: float = Field(default=0.01, gt=0, lt=1)
     steps: int = Field(default=STEPS, ge=1)
-    minutes: float = Field(default=MINUTES, gt=0)
+    minutes: float = Field(default=MINUTES, gt=0, allow_inf_nan=False)
     alternatives: bool = True
     found: FoundToHarden | None = None
 

@@ -19,9 +19,15 @@ from fragile_neurons.attacks.catalogue import attack_sha256, find_attack, missin
 from fragile_neurons.classifier import Classifier
 from fragile_neurons.data.catalogue import load_data
 from fragile_neurons.data.images import ImageData, stratified_sample
-from fragile_neurons.errors import InputError
-from fragile_neurons.folding import refuse_unfoldable
-from fragile_neurons.hardening.premises import common_site, refuse_overlap, refuse_ruined
+from fragile_neurons.errors import InputError, MissingSplitError
+from fragile_neurons.hardening.premises import (
+    common_site,
+    refuse_other_dtypes,
+    refuse_overlap,
+    refuse_ruined,
+    refuse_unfoldable,
+    refuse_unlike,
+)
 from fragile_neurons.hardening.search import CLEAN_SCORES, SCORED_IMAGES, scores_needed
 from fragile_neurons.models.loading import load_model
 from fragile_neurons.norms import parse_epsilons
@@ -143,7 +149,7 @@ def open_spec(spec: Spec) -> Subject:
             )
         try:
             train = images("train", None)
-        except InputError as missing:
+        except MissingSplitError as missing:
             log.warning("no train images, so val is divided to fit and to choose: %s", missing)
             train = None
         return open_to_harden(spec, classifier, val=images("val", None), test=data, train=train)
@@ -153,10 +159,10 @@ def open_spec(spec: Spec) -> Subject:
 def open_to_harden(
     spec: HardenSpec, classifier: Classifier, *, val: ImageData, test: ImageData, train: ImageData | None
 ) -> Subject:
-    """Probe, choose the site, and divide the images; raises InputError where the parts overlap."""
-    for name, other in (("val", val), ("train", train)):
-        if other is not None:
-            refuse_overlap(name, other, test)
+    """Probe, choose the site, and divide the images; raises InputError where that cannot be."""
+    refuse_other_dtypes(classifier)
+    refuse_unlike({"val": val, "train": train}, test)
+    refuse_overlap({"val": val, "train": train, "test": test})
     if train is None:
         rows = stratified_sample(val.labels, len(val) // 2, spec.seed)
         fitting, choosing = val.take(rows), val.take(np.setdiff1d(np.arange(len(val)), rows))
@@ -164,10 +170,9 @@ def open_to_harden(
     else:
         fitting, choosing, said = train, val, ("train", "val")
     selection = select(classifier, test, layer=spec.layer, seed=spec.seed)
-    site = common_site(classifier, selection.layers) if spec.site == "auto" else spec.site
+    site = common_site(classifier, selection) if spec.site == "auto" else spec.site
     selection = replace(selection, site=site)
-    for one in selection.sites:
-        refuse_unfoldable(classifier, one)
+    refuse_unfoldable(classifier, selection)
     refuse_ruined(classifier, choosing, spec.batch_size)
     needed = scores_needed(spec.rule, spec.score)
     scoring = None
