@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
 
@@ -35,6 +36,8 @@ from fragile_neurons.interventions import scaling
 from fragile_neurons.neurons import executed_layers
 from fragile_neurons.runs import hardening
 from fragile_neurons.runs.ledger import Ledger
+from fragile_neurons.runs.spec import Spec, make_spec, read_spec
+from fragile_neurons.runs.subject import open_spec
 from fragile_neurons.stats import wilson
 
 EPSILON = "0.05"
@@ -403,3 +406,66 @@ def test_weights_between_two_networks(small_classifier: fn.Classifier) -> None:
 def test_sites_are_those_of_batch_norms_where_all_layers_have_one(harden: Harden) -> None:
     assert harden(layer="conv1").summary["site"] == "norm"
     assert harden(force=True).summary["site"] == "conv"  # conv2 has no batch norm
+
+
+def test_splits_that_differ_or_overlap_or_are_nearly_empty_are_refused(
+    harden: Harden, images: Images
+) -> None:
+    train = images("train", 3)
+    renamed = replace(train, classes=("one", "three", "two"))
+    with pytest.raises(fn.InputError, match="train and test differ in their classes"):
+        harden(train=renamed)
+    larger = fn.ImageData(np.zeros((60, 1, 9, 8), np.uint8), train.labels, train.classes)
+    with pytest.raises(fn.InputError, match="the shape of their images"):
+        harden(train=larger)
+    with pytest.raises(fn.InputError, match="too few val images"):
+        harden(val=images("val", 1).take(np.arange(12)))
+    with pytest.raises(fn.InputError, match="val and train share images"):
+        harden(train=images("val", 1))
+    floats = images("test", 2)
+    few = fn.ImageData(
+        floats[:20][0].numpy(), floats.labels[:20], floats.classes
+    )  # the same pixels as floats
+    with pytest.raises(fn.InputError, match=r"val and test share images\n.*20 of 20"):
+        harden(val=few)
+
+
+def test_a_fit_that_diverges_leaves_the_original_and_says_so(
+    harden: Harden, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(learn.RATES, GAINS, 1e6)
+    monkeypatch.setitem(learn.RATES, ALL_WEIGHTS, 1e30)
+    run = harden(alternatives=True)
+    fits = {fit["network"]: fit for fit in run.summary["hardening"]["fits"]}
+    assert fits["hardened"]["diverged"]
+    assert fits["all weights"]["diverged"]
+    assert run.summary["hardening"]["verdict"] == "changes nothing"
+    assert "all weights (diverged)" in (run.folder / "summary.md").read_text()
+
+
+def test_a_spec_without_training_images_can_be_read_again(harden: Harden) -> None:
+    run = harden(train=None)
+    assert read_spec(run.folder / "spec.toml").model_dump() == run_spec_of(run).model_dump()
+
+
+def run_spec_of(run: fn.Run) -> Spec:
+    with Ledger(run.folder) as ledger:
+        return ledger.spec
+
+
+def test_only_a_missing_split_divides_val(
+    small_data: fn.ImageData, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A training image that cannot be read is no reason to go on without any."""
+    generator = np.random.default_rng(0)
+    for split, count in (("test", 30), ("val", 40), ("train", 30)):
+        for row in range(count):
+            folder = tmp_path / "photos" / split / "ab"[row % 2]
+            folder.mkdir(parents=True, exist_ok=True)
+            pixels = generator.integers(0, 256, (28, 28), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / f"{row}.png")
+    (tmp_path / "photos/train/a/0.png").write_bytes(b"no image")
+    options = {"command": "harden", "model": "mnist-cnn", "data": f"folder:{tmp_path}/photos", "limit": 30}
+    spec = make_spec(**options, epsilon="0.1", epsilons=())
+    with pytest.raises(fn.InputError, match="of 30 images cannot be used"):
+        open_spec(spec)

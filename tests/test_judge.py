@@ -14,9 +14,19 @@ import fragile_neurons as fn
 from fragile_neurons.attacks.fgsm import fgsm
 from fragile_neurons.folding import fold
 from fragile_neurons.hardening.gains import Gains
-from fragile_neurons.hardening.judge import HARDENED, ORIGINAL, TEMPERED, Trial, find_temperature, judge
+from fragile_neurons.hardening.judge import (
+    HARDENED,
+    ORIGINAL,
+    TEMPERED,
+    Trial,
+    find_temperature,
+    judge,
+    shrunk,
+)
+from fragile_neurons.hardening.observe import ATTACKS
 from fragile_neurons.losses import margins
 from fragile_neurons.neurons import executed_layers
+from fragile_neurons.seeds import torch_generator
 
 
 @pytest.fixture(scope="module")
@@ -136,20 +146,86 @@ def test_accuracies_are_those_of_a_plain_loop(
     found = judge(original, hardened, val=val, test=test, epsilon="0.1", epsilons=["0.05"])
     images, labels = test[:]
     grid = [Fraction(1, 20), Fraction(1, 10)]
-    for name, network, other in ((ORIGINAL, original, hardened), (HARDENED, hardened, original)):
+    for name, network in ((ORIGINAL, original), (HARDENED, hardened)):
         with torch.no_grad():
             clean = network(images).argmax(1) == labels
             attacked = fgsm(network, images, labels, grid)
             right = torch.stack([network(one).argmax(1) == labels for one in attacked]) & clean
         np.testing.assert_array_equal(_only(found.right, name, "fgsm"), right.numpy())
         np.testing.assert_array_equal(_only(found.right, name, "clean")[0], clean.numpy())
-        assert other is not network
     table = found.to_table().to_pylist()
     row = next(
         row for row in table if (row["network"], row["attack"], row["epsilon"]) == (HARDENED, "fgsm", 0.1)
     )
     assert row["value"] == _only(found.right, HARDENED, "fgsm")[1].mean()
     assert row["n"] == 60
+
+
+def test_transfer_goes_from_the_source_to_the_judged(
+    mnist: tuple[fn.Classifier, fn.ImageData, fn.ImageData],
+) -> None:
+    original, val, test = mnist
+    robust = fn.load_model("mnist-cnn-robust")
+    found = judge(original, robust, val=val, test=test, epsilon="0.1")
+    images, labels = test[:]
+    generator = torch_generator(0, "judging by pgd", 0)
+    made = ATTACKS["pgd"](original, images, labels, [Fraction(1, 10)], generator=generator)[0]
+    with torch.no_grad():
+        right = (robust(made).argmax(1) == labels) & (robust(images).argmax(1) == labels)
+    (onto,) = (
+        one for trial, one in found.right.items() if (trial.network, trial.source) == (HARDENED, ORIGINAL)
+    )
+    np.testing.assert_array_equal(onto[0], right.numpy())
+    assert onto.mean() > 0.9  # what fools the plain network hardly fools the robust one
+    assert found.verdict == "holds"
+
+
+@pytest.mark.slow
+def test_apgd_is_asked_where_it_is_installed(
+    mnist: tuple[fn.Classifier, fn.ImageData, fn.ImageData],
+) -> None:
+    original, val, test = mnist
+    found = judge(original, fn.load_model("mnist-cnn-robust"), val=val, test=test, epsilon="0.1")
+    assert "apgd" in found.findings.stronger
+    assert found.findings.stronger["apgd"].before.mean() <= found.findings.pgd.before.mean() + 0.05
+    assert found.verdict == "holds"
+
+
+def test_what_cannot_be_judged_is_refused(mnist: tuple[fn.Classifier, fn.ImageData, fn.ImageData]) -> None:
+    original, val, test = mnist
+    with pytest.raises(fn.InputError, match="nothing to judge by"):
+        judge(original, original, val=val, test=test, epsilon=0)
+    with pytest.raises(fn.InputError, match="nothing to judge by"):
+        judge(original, original, val=val, test=test, epsilon=0.1, budget=1.0)
+    with pytest.raises(fn.InputError, match="val and test share images"):
+        judge(original, original, val=test, test=test, epsilon=0.1)
+    site = executed_layers(original, test[:8][0])[0].site("conv")
+    gains = Gains.of_factors([site], [np.full(32, 0.5)])
+    with pytest.raises(fn.InputError, match="not the gains of the hardened network"):
+        judge(original, original, val=val, test=test, epsilon=0.1, gains=gains)
+
+
+def test_a_control_is_as_weak_as_the_budget_asks(
+    mnist: tuple[fn.Classifier, fn.ImageData, fn.ImageData],
+) -> None:
+    original, val, test = mnist
+    site = executed_layers(original, test[:8][0])[0].site("conv")
+    gains = Gains.of_factors([site], [np.where(np.arange(32) % 2, 5.0, 0.2)])
+    images, labels = val[:]
+    with torch.no_grad():
+        clean = (original(images).argmax(1) == labels).float().mean()
+        loss = {
+            t: float(
+                clean
+                - (fold(original, gains.power(t).changes, images)(images).argmax(1) == labels).float().mean()
+            )
+            for t in (1.0, 0.5, 0.25)
+        }
+    assert loss[1.0] > 0.02 > loss[0.5]  # or this test shows nothing
+    for budget, expected in ((0.02, 0.5), (1.0, 1.0)):
+        found = shrunk(original, gains, val, budget=budget, batch_size=256, seed=0)
+        wanted = fold(original, gains.power(expected).changes, images)
+        torch.testing.assert_close(found(images), wanted(images))
 
 
 def test_the_tempered_network_has_the_margins_of_the_original(

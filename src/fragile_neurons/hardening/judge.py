@@ -14,15 +14,18 @@ import pyarrow as pa
 import torch
 
 from fragile_neurons.analysis.robustness import Accuracy
+from fragile_neurons.analysis.selection import probed
 from fragile_neurons.attacks.autoattack import is_installed
 from fragile_neurons.classifier import Classifier, evaluating
 from fragile_neurons.data.batches import batches
 from fragile_neurons.data.images import ImageData
+from fragile_neurons.errors import InputError
 from fragile_neurons.evidence import Tempered
-from fragile_neurons.folding import fold
+from fragile_neurons.folding import TOLERANCE, fold
 from fragile_neurons.hardening.choose import CLEAN_IMAGES, SHRINKING, try_changes
 from fragile_neurons.hardening.gains import Gains
 from fragile_neurons.hardening.observe import APGD, CLEAN, FGSM, NONE, PGD, SHORT_PGD, observe_attack
+from fragile_neurons.hardening.premises import refuse_overlap, refuse_ruined, refuse_unlike
 from fragile_neurons.hardening.verdict import BoolArray, Findings, Paired, Verdict, decide, left_over
 from fragile_neurons.losses import margins
 from fragile_neurons.norms import parse_epsilon, parse_epsilons
@@ -247,9 +250,18 @@ def judge(
     """Does the hardened network hold what it promises? On test, attacked anew; any pair of networks.
 
     val: for the temperature, and the strength of the controls. gains: those the hardened network has, for
-    its controls. budget: what clean accuracy may fall by, a fraction.
+    its controls. budget: what clean accuracy may fall by, a fraction. Raises InputError for networks that
+    fail the fatal checks, images that overlap, an epsilon of 0 or gains that are not the hardened network's.
     """
     one, grid = parse_epsilon(epsilon), parse_epsilons(epsilons)
+    _refuse_unusable(one, budget)
+    refuse_unlike({"val": val}, test)
+    refuse_overlap({"val": val, "test": test})
+    for network in (original, hardened):
+        probed(network, test)
+    refuse_ruined(original, val, batch_size)
+    if gains is not None:
+        _refuse_other_gains(original, hardened, gains, test)
     networks = {ORIGINAL: original, HARDENED: hardened}
     temperature = find_temperature(original, hardened, val, batch_size=batch_size)
     networks[TEMPERED] = temper(hardened, temperature)
@@ -263,6 +275,29 @@ def judge(
         for trial in make_trials(len(test), one, grid, controls=held, stronger=is_installed())
     }
     return conclude(right, test.labels, test.classes, one, budget)
+
+
+def _refuse_unusable(epsilon: Fraction, budget: float) -> None:
+    if not (epsilon and 0 <= budget < 1):
+        raise InputError(
+            "there is nothing to judge by",
+            given=f"epsilon {float(epsilon):g}, budget {budget:g}",
+            allowed="an epsilon above 0, and a budget from 0 to below 1",
+            fix="e.g. epsilon=0.1, budget=0.01",
+        )
+
+
+def _refuse_other_gains(original: Classifier, hardened: Classifier, gains: Gains, test: ImageData) -> None:
+    images = test[:8][0].to(original.device)
+    with torch.no_grad(), evaluating(hardened):
+        folded, found = fold(original, gains.changes, images)(images), hardened(images)
+    if not torch.allclose(folded, found, rtol=0, atol=TOLERANCE * float(folded.abs().max())):
+        raise InputError(
+            "these are not the gains of the hardened network",
+            given="other logits with the gains in the original's weights",
+            allowed="the gains that made it",
+            fix="leave gains out: the verdict then has no controls",
+        )
 
 
 def shrunk(

@@ -62,8 +62,8 @@ def observe_attack(
     """right: (epsilons, n) whether images start to stop are right clean and under attack.
 
     excess: (epsilons, 1) how far the attack's images lay outside ball and [0, 1] before they were projected.
-    source: the network that the attack works on, by default the judged one. All networks meet the same
-    random numbers.
+    source: the network that the attack works on, by default the judged one. All networks start from the same
+    random points; later restarts have those of the images that are still right.
     """
     source = source or judged
     stop = len(data) if stop is None else min(stop, len(data))
