@@ -15,7 +15,7 @@ from fragile_neurons.analysis.dropout import Dropout, summarise_dropout
 from fragile_neurons.analysis.patching import Patching, summarise_patching
 from fragile_neurons.analysis.targeting import Targeting, summarise_targeting
 from fragile_neurons.analysis.verdicts import Rule
-from fragile_neurons.classifier import Classifier
+from fragile_neurons.classifier import Classifier, evaluating
 from fragile_neurons.evidence import (
     UNBOUNDED,
     Arrays,
@@ -307,7 +307,8 @@ def _unchanged(subject: Subject, network: str, given: Results) -> Arrays:
     """The original, in the form of a candidate."""
     if network in _alternatives(subject):
         (weights,) = (_weights(arrays) for unit, arrays in given if unit.kind == "fit")
-        return between(subject.classifier, weights, 0.0)
+        state = subject.classifier.module.state_dict()
+        return {key: state[key.removeprefix(WEIGHTS)].cpu().numpy() for key in weights}
     ones = [np.ones(layer.channels) for layer in subject.selection.layers]
     return Gains.of_factors(subject.selection.sites, ones).to_arrays()
 
@@ -322,8 +323,15 @@ def _learner(subject: Subject, network: str) -> Learner:
     return make_learner(what, subject.classifier, subject.selection.sites, epsilon)
 
 
-def _factors(arrays: Arrays) -> list[FloatArray]:
-    return [array for name, array in arrays.items() if name.endswith("/factors")]
+def _is_usable(subject: Subject, network: str, found: Arrays) -> bool:
+    """Whether a fit came to finite numbers, to gains that are some, and to a network with finite logits."""
+    finite = all(np.isfinite(array).all() for array in found.values())
+    factors = [array for name, array in found.items() if name.endswith("/factors")]
+    if not finite or any((one < SMALLEST).any() or (one > LARGEST).any() for one in factors):
+        return False
+    fitted_network = _network(subject, network, found)
+    with torch.no_grad(), evaluating(fitted_network):
+        return bool(torch.isfinite(fitted_network(subject.selection.images)).all())
 
 
 def _batch(subject: Subject) -> int:
@@ -358,9 +366,7 @@ def _fit(subject: Subject, network: str, given: Results) -> Arrays:
             mending.tell(f"step {progress.epoch}.{progress.step}, loss {progress.loss:.3f}")
     seconds_taken = math.nan if resumed else time.perf_counter() - start
     found = learner.result()
-    diverged = not all(np.isfinite(array).all() for array in found.values())
-    if network == HARDENED and not diverged:
-        diverged = any((one < SMALLEST).any() or (one > LARGEST).any() for one in _factors(found))
+    diverged = not _is_usable(subject, network, found)
     return {
         **(_unchanged(subject, network, [(Unit("fit", 0, 0), found)]) if diverged else found),
         "steps": np.array(steps),
