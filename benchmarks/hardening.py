@@ -57,15 +57,13 @@ TEST_IMAGES = 2_000
 AUTOATTACKED, CHUNK = 500, 100
 STEPS = (50, 100, 200, 400)  # of the gains' fit, in the part `time`
 RULES: dict[str, dict[str, dict[str, Any]]] = {
-    "learned": {
-        "learned, all layers": {"rule": "learned", "layer": "all", "alternatives": True},
+    "learned": {"learned, all layers": {"rule": "learned", "layer": "all", "alternatives": True}},
+    "proportional": {"proportional, first layer": {"rule": "proportional", "layer": "first"}},
+    "searched": {"searched, first layer": {"rule": "searched", "layer": "first"}},
+    "others": {
         "learned, first layer": {"rule": "learned", "layer": "first"},
-    },
-    "proportional": {
-        "proportional, first layer": {"rule": "proportional", "layer": "first"},
         "proportional, all layers": {"rule": "proportional", "layer": "all"},
     },
-    "searched": {"searched, first layer": {"rule": "searched", "layer": "first"}},
 }
 """What `harden` is asked for besides the model and epsilon, by the name of a row."""
 
