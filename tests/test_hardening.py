@@ -55,7 +55,8 @@ FILES = {
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without AutoAttack, and steps of 16 images."""
+    """Without AutoAttack, with two shuffles, and steps of 16 images."""
+    monkeypatch.setattr(hardening, "CONTROLS", ("shuffled 0", "shuffled 1", "inverted", "uniform"))
     monkeypatch.setattr(autoattack, "is_installed", lambda: False)
     monkeypatch.setattr(hardening, "BATCH", 16)
 

@@ -12,7 +12,7 @@ ATTACKS = {"fgsm": "FGSM", "pgd": "PGD-20 x 5", "apgd": "APGD-CE + T", "pgd-10":
 SHUFFLED = "shuffled"
 
 HEADER = ["attack", "epsilon", "original", "hardened", "difference, pp", "n"]
-OTHERS = ["network", "numbers", "seconds", "clean", "FGSM", "PGD-20 x 5", "hardened - it, pp"]
+OTHERS = ["network", "numbers", "seconds", "clean", "PGD-20 x 5", "hardened - it, pp"]
 
 
 def difference_rows(found: Found) -> list[list[str]]:
@@ -92,7 +92,7 @@ def tried_rows(found: Found) -> list[list[str]]:
 
 
 def _columns(hardening: Found) -> list[tuple[str, str]]:
-    return [("clean", "0"), ("fgsm", hardening["epsilon"]), ("pgd", hardening["epsilon"])]
+    return [("clean", "0"), ("pgd", hardening["epsilon"])]
 
 
 def _at(found: Found, network: str, attack: str, epsilon: str, made_on: str | None = None) -> Found | None:
