@@ -946,7 +946,7 @@ def test_a_plan_refuses_what_analyze_refuses(command: Command) -> None:
 
 @pytest.mark.slow
 def test_harden_mends_the_bundled_network_and_resumes_as_done(command: Command, tmp_path: Path) -> None:
-    line = "harden --epsilon 0.1 --epsilons 0.1 --limit 200 --steps 20 --seed 1 --output run"
+    line = "harden --epsilon 0.1 --epsilons 0.1 --limit 60 --steps 60 --output run"
     outcome = command(*shlex.split(line))
     assert outcome.code == 0
     assert "Verdict at epsilon 0.1: holds" in outcome.out
@@ -958,10 +958,10 @@ def test_harden_mends_the_bundled_network_and_resumes_as_done(command: Command, 
         "evaluate",
         "--weights",
         "run/hardened.safetensors",
-        *shlex.split("--attacks fgsm --epsilons 0.1 --limit 200 --output judged"),
+        *shlex.split("--attacks fgsm --epsilons 0.1 --limit 60 --output judged"),
     )
     assert mended.code == 0
     found = open_run(Path("run")).summary["hardening"]["accuracies"]
     fgsm = next(row for row in found if (row["network"], row["attack"]) == ("hardened", "fgsm"))
     judged = open_run(Path("judged")).summary["robust_accuracy"][0]
-    assert judged["value"] == pytest.approx(fgsm["value"], abs=0.011)
+    assert judged["value"] == pytest.approx(fgsm["value"], abs=0.034)
