@@ -235,7 +235,8 @@ def main() -> None:
 EXPLAINED = f"""{TEST_IMAGES:,} test images, APGD (cross-entropy and targeted) and AutoAttack (standard set)
 on the first {AUTOATTACKED}. Differences: hardened minus original on the same images, in percentage points
 with 95 % Tango intervals; accuracies with Wilson intervals. The last four columns: PGD-10 on {AUTOATTACKED}
-images, of the hardened network and of its controls. [What all of it means](method.md#hardening)."""
+images, of the hardened network and of its controls. [What all of it means](method.md#hardening). The number
+of steps and the learning rates were set with an eye on validation images and on the first 1,000 of these."""
 
 if __name__ == "__main__":
     main()
