@@ -28,12 +28,13 @@ from fragile_neurons.runs.folder import (
     remove_checkpoints,
     resumable,
 )
-from fragile_neurons.runs.hardening import fitted, scoring_units, screened, trials_of
+from fragile_neurons.runs.hardening import fitted, screened, trials_of
 from fragile_neurons.runs.ledger import Ledger
 from fragile_neurons.runs.mended import collect_hardening
 from fragile_neurons.runs.plan import Unit, make_plan, plan_evaluation, plan_hardening
 from fragile_neurons.runs.results import collect_results
 from fragile_neurons.runs.run import Run, open_run
+from fragile_neurons.runs.scoring import scoring_units
 from fragile_neurons.runs.spec import MINUTES, STEPS, EvaluateSpec, HardenSpec, Spec, make_spec
 from fragile_neurons.runs.subject import Subject, open_spec, open_subject, open_to_harden
 from fragile_neurons.sweeps.sampling import STANDARD_ERROR

@@ -11,10 +11,6 @@ from functools import partial
 import numpy as np
 import torch
 
-from fragile_neurons.analysis.dropout import Dropout, summarise_dropout
-from fragile_neurons.analysis.patching import Patching, summarise_patching
-from fragile_neurons.analysis.targeting import Targeting, summarise_targeting
-from fragile_neurons.analysis.verdicts import Rule
 from fragile_neurons.classifier import Classifier, evaluating
 from fragile_neurons.evidence import (
     UNBOUNDED,
@@ -30,11 +26,8 @@ from fragile_neurons.hardening.choose import SHRINKING, STRENGTHS, try_changes
 from fragile_neurons.hardening.gains import (
     LARGEST,
     SMALLEST,
-    FloatArray,
     Gains,
     Strength,
-    keep_energy,
-    proportional,
 )
 from fragile_neurons.hardening.judge import (
     CONTROLS,
@@ -61,10 +54,10 @@ from fragile_neurons.hardening.learn import (
     with_weights,
 )
 from fragile_neurons.norms import parse_epsilon, parse_epsilons
-from fragile_neurons.runs.joining import Given, join_disturbances, join_drops, join_patches, join_predictions
-from fragile_neurons.runs.plan import CHECKPOINT, Unit, make_plan
-from fragile_neurons.runs.spec import HardenSpec
-from fragile_neurons.runs.subject import Mending, Subject
+from fragile_neurons.runs.joining import Given
+from fragile_neurons.runs.plan import CHECKPOINT, Unit
+from fragile_neurons.runs.scoring import rule_gains
+from fragile_neurons.runs.subject import Subject, hardening_parts
 from fragile_neurons.training.loop import fit
 
 Results = Sequence[tuple[Unit, Arrays]]
@@ -72,7 +65,7 @@ Results = Sequence[tuple[Unit, Arrays]]
 
 def execute_hardening(subject: Subject, unit: Unit, given: Results) -> Arrays:
     """The arrays of one unit, by name; given: the results of the units that it needs."""
-    spec, mending = _parts(subject)
+    spec, mending = hardening_parts(subject)
     if unit.kind == "candidates":
         return _screen(subject, unit.attack, given)
     if unit.kind == "pace":
@@ -129,7 +122,7 @@ def gains_of(subject: Subject, arrays: Arrays) -> Gains:
 
 def trials_of(subject: Subject, *, stronger: bool = True) -> list[Trial]:
     """All that the networks of a run are asked; stronger: APGD as well."""
-    spec = _parts(subject)[0]
+    spec = hardening_parts(subject)[0]
     return make_trials(
         len(subject.data),
         parse_epsilon(spec.epsilon),
@@ -140,96 +133,23 @@ def trials_of(subject: Subject, *, stronger: bool = True) -> list[Trial]:
     )
 
 
-def scoring_units(subject: Subject) -> list[Unit]:
-    """What scores the neurons: those units of an analysis of validation images that the rule asks for."""
-    spec, mending = _parts(subject)
-    if mending.scoring is None:
-        return []
-    scores = search.scores_needed(spec.rule, spec.score)
-    kinds = {"predictions", "drops"}
-    if scores & {"share", "excess"} or spec.keep_energy:
-        kinds.add("disturbances")
-    if "rescue" in scores:
-        kinds.add("patches")
-    units = make_plan(mending.scoring.selection, len(mending.scoring.data), spec.batch_size)
-    return [unit for unit in units if unit.kind in kinds]
-
-
 def screened(subject: Subject) -> list[str]:
     """The scores that candidates are screened by."""
-    return list(search.SCORES) if _parts(subject)[0].rule == "searched" else []
+    return list(search.SCORES) if hardening_parts(subject)[0].rule == "searched" else []
 
 
 def fitted(subject: Subject) -> list[str]:
     """The networks that are fitted, in the order of their paces."""
-    return ([HARDENED] if _parts(subject)[0].rule == "learned" else []) + _alternatives(subject)
+    return ([HARDENED] if hardening_parts(subject)[0].rule == "learned" else []) + _alternatives(subject)
 
 
 def _alternatives(subject: Subject) -> list[str]:
-    return alternatives(subject.classifier) if _parts(subject)[0].alternatives else []
-
-
-def _parts(subject: Subject) -> tuple[HardenSpec, Mending]:
-    assert isinstance(subject.spec, HardenSpec)
-    assert subject.mending is not None
-    return subject.spec, subject.mending
-
-
-def _scores(subject: Subject, given: Given, score: str) -> list[FloatArray]:
-    """What each layer's neurons are scored by."""
-    scoring = _parts(subject)[1].scoring
-    assert scoring is not None
-    selection, epsilons = scoring.selection, parse_epsilons(scoring.spec.epsilons)
-    predictions = join_predictions(given)
-    found: Dropout | Patching | Targeting
-    if score in ("share", "excess"):
-        found = _targeting(scoring, given)
-    elif score == "rescue":
-        found = summarise_patching(selection, predictions, join_patches(given), epsilons)
-    else:
-        dropped = join_drops(given)
-        found = summarise_dropout(selection, predictions, dropped, epsilons, mode="adaptive", rule=Rule())
-    values = found.to_table()[search.SCORES[score]].to_numpy(zero_copy_only=False)
-    return [values[selection.places(layer)] for layer in selection.layers]
-
-
-def _energies(subject: Subject, given: Given) -> list[FloatArray]:
-    """The activation energy of each layer's neurons."""
-    scoring = _parts(subject)[1].scoring
-    assert scoring is not None
-    energy = _targeting(scoring, given).activation_energy
-    return [energy[scoring.selection.places(layer)] for layer in scoring.selection.layers]
-
-
-def _targeting(scoring: Subject, given: Given) -> Targeting:
-    observed = {layer.name: join_disturbances(given, layer.name) for layer in scoring.selection.layers}
-    return summarise_targeting(
-        scoring.classifier,
-        scoring.selection,
-        scoring.data.classes,
-        join_predictions(given),
-        observed,
-        parse_epsilons(scoring.spec.epsilons),
-    )
-
-
-def _proportional(subject: Subject, given: Given, score: str, strengths: Sequence[Strength]) -> list[Gains]:
-    """The rule's gains by one score, of each strength."""
-    spec = _parts(subject)[0]
-    scores, found = _scores(subject, given, score), []
-    for strength in strengths:
-        tolerance = spec.tolerance if score == "clean" else None
-        factors = [proportional(one, strength, tolerance=tolerance) for one in scores]
-        if spec.keep_energy:
-            energies = _energies(subject, given)
-            factors = [keep_energy(*pair) for pair in zip(factors, energies, strict=True)]
-        found.append(Gains.of_factors(subject.selection.sites, factors))
-    return found
+    return alternatives(subject.classifier) if hardening_parts(subject)[0].alternatives else []
 
 
 def _screen(subject: Subject, score: str, given: Given) -> Arrays:
-    spec, mending = _parts(subject)
-    candidates = _proportional(subject, given, score, search.STRENGTHS)
+    spec, mending = hardening_parts(subject)
+    candidates = rule_gains(subject, given, score, search.STRENGTHS)
     return search.screen(
         subject.classifier,
         candidates,
@@ -246,7 +166,7 @@ def _choose(subject: Subject, network: str, given: Results) -> Arrays:
     kept: whether one keeps the budget and helps; else the original's own gains or weights, but for a control,
     which stays at its weakest. taken: the place of the one taken, -1 for the original.
     """
-    spec, mending = _parts(subject)
+    spec, mending = hardening_parts(subject)
     candidates, strengths = _candidates(subject, network, given)
     if network == HARDENED and spec.rule == "proportional":
         return candidates[0]
@@ -274,7 +194,7 @@ def _choose(subject: Subject, network: str, given: Results) -> Arrays:
 
 def _candidates(subject: Subject, network: str, given: Results) -> tuple[list[Arrays], tuple[float, ...]]:
     """What a network may become, and the strengths that this is, if it is strengths of one change."""
-    spec = _parts(subject)[0]
+    spec = hardening_parts(subject)[0]
     fit = next((arrays for unit, arrays in given if unit.kind == "fit"), {})
     if network in _alternatives(subject):
         return [between(subject.classifier, _weights(fit), strength) for strength in STRENGTHS], STRENGTHS
@@ -290,11 +210,11 @@ def _candidates(subject: Subject, network: str, given: Results) -> tuple[list[Ar
         names = list(screened)
         places = search.finalists(list(screened.values()), spec.budget)
         found = [
-            _proportional(subject, given, names[score], [search.STRENGTHS[place]]) for score, place in places
+            rule_gains(subject, given, names[score], [search.STRENGTHS[place]]) for score, place in places
         ]
         return [one.to_arrays() for (one,) in found], ()
     strength = Strength(spec.strength, spec.strength)
-    return [one.to_arrays() for one in _proportional(subject, given, spec.score, [strength])], ()
+    return [one.to_arrays() for one in rule_gains(subject, given, spec.score, [strength])], ()
 
 
 def _network(subject: Subject, name: str, arrays: Arrays) -> Classifier:
@@ -319,7 +239,7 @@ def _weights(arrays: Arrays) -> Arrays:
 
 def _learner(subject: Subject, network: str) -> Learner:
     what = GAINS if network == HARDENED else network
-    epsilon = parse_epsilon(_parts(subject)[0].epsilon)
+    epsilon = parse_epsilon(hardening_parts(subject)[0].epsilon)
     return make_learner(what, subject.classifier, subject.selection.sites, epsilon)
 
 
@@ -343,7 +263,7 @@ def _fit(subject: Subject, network: str, given: Results) -> Arrays:
 
     seconds: nan if it went on from a checkpoint.
     """
-    spec, mending = _parts(subject)
+    spec, mending = hardening_parts(subject)
     ((_, pace),) = given
     seconds = dict(zip(fitted(subject), pace["seconds"].tolist(), strict=True))
     learner = _learner(subject, network)

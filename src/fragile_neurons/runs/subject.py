@@ -122,6 +122,13 @@ class Subject:
         return self._swept[start, stop, stage]
 
 
+def hardening_parts(subject: Subject) -> tuple[HardenSpec, Mending]:
+    """The spec of a `harden`, and what that has besides."""
+    assert isinstance(subject.spec, HardenSpec)
+    assert subject.mending is not None
+    return subject.spec, subject.mending
+
+
 def open_spec(spec: Spec) -> Subject:
     """Load what a spec names, and hold it against what an earlier probe found."""
 
