@@ -14,16 +14,9 @@ import fragile_neurons as fn
 from fragile_neurons.attacks.fgsm import fgsm
 from fragile_neurons.folding import fold
 from fragile_neurons.hardening.gains import Gains
-from fragile_neurons.hardening.judge import (
-    HARDENED,
-    ORIGINAL,
-    TEMPERED,
-    Trial,
-    find_temperature,
-    judge,
-    shrunk,
-)
+from fragile_neurons.hardening.judge import judge, shrunk
 from fragile_neurons.hardening.observe import ATTACKS
+from fragile_neurons.hardening.trials import HARDENED, ORIGINAL, TEMPERED, Trial, find_temperature
 from fragile_neurons.losses import margins
 from fragile_neurons.neurons import executed_layers
 from fragile_neurons.seeds import torch_generator

@@ -29,18 +29,6 @@ from fragile_neurons.hardening.gains import (
     Gains,
     Strength,
 )
-from fragile_neurons.hardening.judge import (
-    CONTROLS,
-    HARDENED,
-    ORIGINAL,
-    TEMPERED,
-    Trial,
-    control,
-    find_temperature,
-    make_trials,
-    run_trial,
-    temper,
-)
 from fragile_neurons.hardening.learn import (
     BATCH,
     GAINS,
@@ -52,6 +40,18 @@ from fragile_neurons.hardening.learn import (
     make_schedule,
     seconds_per_step,
     with_weights,
+)
+from fragile_neurons.hardening.trials import (
+    CONTROLS,
+    HARDENED,
+    ORIGINAL,
+    TEMPERED,
+    Trial,
+    control,
+    find_temperature,
+    make_trials,
+    run_trial,
+    temper,
 )
 from fragile_neurons.norms import parse_epsilon, parse_epsilons
 from fragile_neurons.runs.joining import Given

@@ -10,8 +10,9 @@ import numpy as np
 from fragile_neurons.classifier import Classifier
 from fragile_neurons.evidence import UNBOUNDED, Arrays
 from fragile_neurons.hardening.gains import Gains
-from fragile_neurons.hardening.judge import HARDENED, Judgement, Trial, conclude
+from fragile_neurons.hardening.judge import Judgement, conclude
 from fragile_neurons.hardening.observe import FGSM, PGD
+from fragile_neurons.hardening.trials import HARDENED, Trial
 from fragile_neurons.hardening.verdict import BoolArray
 from fragile_neurons.honesty import Evidence, check_attacks, check_inputs
 from fragile_neurons.norms import parse_epsilon

@@ -8,8 +8,9 @@ import numpy as np
 import numpy.typing as npt
 
 from fragile_neurons.analysis.robustness import Accuracy, RobustAccuracy
-from fragile_neurons.hardening.judge import ORIGINAL, Judgement
+from fragile_neurons.hardening.judge import Judgement
 from fragile_neurons.hardening.observe import FGSM, PGD
+from fragile_neurons.hardening.trials import ORIGINAL
 from fragile_neurons.hardening.verdict import LEFT_OVER, Paired
 from fragile_neurons.norms import format_epsilon
 from fragile_neurons.runs.mended import Mended

@@ -11,7 +11,7 @@ from fragile_neurons.analysis.cumulative import curve_stop
 from fragile_neurons.analysis.selection import Selection
 from fragile_neurons.analysis.staging import pilot_stop
 from fragile_neurons.evidence import ATTACKED_IMAGES, CHECKED_IMAGES
-from fragile_neurons.hardening.judge import HARDENED, ORIGINAL, TEMPERED, Trial
+from fragile_neurons.hardening.trials import HARDENED, ORIGINAL, TEMPERED, Trial
 
 BATCHES_PER_UNIT = 4
 NEURONS_PER_UNIT = 64
