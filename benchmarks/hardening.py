@@ -160,7 +160,7 @@ def measure_fits(model: str, steps: int) -> list[Row]:
             ):
                 pass
         took, changes = time.perf_counter() - start, changes_of(learner.result(), classifier, selection)
-        best = try_changes(classifier, changes, val, epsilon, budget=BUDGET, **span).best(BUDGET)
+        best = try_changes(classifier, changes, val, epsilon, budget=BUDGET, **span).best()
         after = before if best is None else right(changes[best]())
         clean, robust = (Paired(*pair) for pair in zip(before, after, strict=True))
         rows.append(

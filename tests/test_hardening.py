@@ -239,13 +239,13 @@ def test_the_best_change_keeps_the_budget_and_helps() -> None:
     assert keeping(clean, 0.0717) == [1, 2]
     assert keeping(clean, 0.02) == [1, 2]
     assert keeping(clean, 0.0199) == [2]
-    assert Tried(clean, rows(0.3, 0.5, 0.6), (1, 2)).best(0.01) == 2
-    assert Tried(clean, rows(0.3, 0.6, 0.6), (1, 2)).best(0.01) == 1  # the first of equals
-    assert Tried(clean, rows(0.3, 0.3, 0.2), (1, 2)).best(0.01) is None  # no better than it was
-    assert Tried(clean, rows(0.3), ()).best(0.0) is None  # none within the budget
+    assert Tried(clean, rows(0.3, 0.5, 0.6), (1, 2)).best() == 2
+    assert Tried(clean, rows(0.3, 0.6, 0.6), (1, 2)).best() == 1  # the first of equals
+    assert Tried(clean, rows(0.3, 0.3, 0.2), (1, 2)).best() is None  # no better than it was
+    assert Tried(clean, rows(0.3), ()).best() is None  # none within the budget
     nothing = np.zeros((0, 0), bool)
-    assert Tried(clean, nothing, ()).best(0.02) == 1  # clean alone: the first
-    assert Tried(rows(0.9, 0.8), nothing, ()).best(0.02) is None
+    assert Tried(clean, nothing, ()).shrunk(0.01) == 1  # a control: the first, and no margin
+    assert Tried(rows(0.9, 0.7, 0.8), nothing, ()).shrunk(0.02) == 1  # the last
 
 
 def test_where_nothing_helps_the_weights_stay_as_they_were(

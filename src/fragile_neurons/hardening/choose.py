@@ -32,16 +32,15 @@ class Tried:
     attacked: BoolArray
     which: tuple[int, ...]
 
-    def best(self, budget: float) -> int | None:
-        """The most robust of the changes that were attacked, the first of equals; None if none helps.
-
-        Where none was attacked, the first within the budget on clean accuracy.
-        """
-        if not len(self.attacked):
-            within = keeping(self.clean, budget, errors=0.0)
-            return within[0] if within else None
+    def best(self) -> int | None:
+        """The most robust of the changes that were attacked, the first of equals; None if none helps."""
         gained = self.attacked[1:].sum(axis=1) - int(self.attacked[0].sum())
         return self.which[int(np.argmax(gained))] if (gained > 0).any() else None
+
+    def shrunk(self, budget: float) -> int:
+        """The first change within the budget on clean accuracy, the last one if none is."""
+        within = keeping(self.clean, budget, errors=0.0)
+        return within[0] if within else len(self.clean) - 2
 
 
 def keeping(clean: BoolArray, budget: float, *, errors: float = 1.0) -> list[int]:

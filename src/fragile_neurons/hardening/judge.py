@@ -208,5 +208,4 @@ def shrunk(
     images = val[:8][0].to(original.device)
     changes = [partial(fold, original, control.power(strength).changes, images) for strength in SHRINKING]
     tried = try_changes(original, changes, val, None, budget=budget, batch_size=batch_size, seed=seed)
-    best = tried.best(budget)
-    return changes[-1 if best is None else best]()
+    return changes[tried.shrunk(budget)]()

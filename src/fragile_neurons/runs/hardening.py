@@ -179,14 +179,13 @@ def _choose(subject: Subject, network: str, given: Results) -> Arrays:
         batch_size=spec.batch_size,
         seed=spec.seed,
     )
-    best = tried.best(spec.budget)
-    taken = len(candidates) - 1 if best is None and network in CONTROLS else best
+    taken = tried.shrunk(spec.budget) if network in CONTROLS else tried.best()
     return {
         **(_unchanged(subject, network, given) if taken is None else candidates[taken]),
         "tried clean": tried.clean,
         "tried attacked": tried.attacked,
         "which attacked": np.array(tried.which, np.int64),
-        "kept": np.array(best is not None),
+        "kept": np.array(taken is not None),
         "taken": np.array(-1 if taken is None else taken),
         "strengths": np.array(strengths),
     }
