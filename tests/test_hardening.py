@@ -139,7 +139,7 @@ def test_a_run_leaves_weights_that_its_own_class_loads(
     for key, tensor in small_classifier.module.state_dict().items():
         assert torch.equal(tensor, before[key])  # the caller's network is as it was
     found, card = run.summary["hardening"], json.loads((run.folder / "hardened.json").read_text())
-    assert (found["fitted_on"], found["chosen_on"]) == ("train", "val")
+    assert (found["fitted_on"], found["chosen_on"]) == ("train" if rule == "learned" else None, "val")
     assert (card["verdict"], card["rule"]) == (found["verdict"], rule)
     assert card["weights_sha256"] == fn.Classifier(own, mean=[0.4], std=[0.3]).sha256()
 
@@ -284,6 +284,8 @@ def test_without_training_images_val_is_divided(harden: Harden, images: Images) 
     found = run.summary["spec"]["found"]
     assert (found["fitted_on"], found["chosen_on"]) == ("one half of val", "the other half of val")
     assert found["train_sha256"] is None
+    nothing = harden(train=None, rule="proportional", force=True).summary["spec"]["found"]
+    assert (nothing["fitted_on"], nothing["chosen_on"]) == (None, "val")  # nothing is fitted, val stays whole
 
 
 @pytest.mark.parametrize("kind", ["fit", "chosen", "judged"])

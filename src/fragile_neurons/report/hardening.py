@@ -154,7 +154,11 @@ def control_lines(found: Found) -> list[str]:
         )
     if all(row["attack"] != "apgd" for row in found["hardening"]["differences"]):
         lines.append(f"APGD was not asked: AutoAttack is not installed ({INSTALL}).")
-    for row in found["hardening"]["left_over"]:
+    gained = any(
+        row["value"] > 0 and (row["attack"], row["epsilon"]) == ("pgd", epsilon)
+        for row in found["hardening"]["differences"]
+    )
+    for row in found["hardening"]["left_over"] if gained else ():
         name = ATTACKS.get(row["attack"], row["attack"])
         interval = f"[{points(row['low'])}, {points(row['high'])}]"
         lines.append(

@@ -55,11 +55,14 @@ class Found(_Frozen):
 
 
 class FoundToHarden(Found):
-    """The same for `harden`; fitted_on, chosen_on: which images, in words. site: of all layers."""
+    """The same for `harden`; fitted_on, chosen_on: which images, in words; site: of all layers.
+
+    fitted_on: None where nothing is fitted.
+    """
 
     val_sha256: str
     train_sha256: str | None = None
-    fitted_on: str
+    fitted_on: str | None = None
     chosen_on: str
     site: str
 
@@ -179,6 +182,11 @@ class HardenSpec(Spec):
     minutes: float = Field(default=MINUTES, gt=0, allow_inf_nan=False)
     alternatives: bool = True
     found: FoundToHarden | None = None
+
+    @property
+    def fits(self) -> bool:
+        """Whether anything is fitted, gains or weights, so that images are needed for it."""
+        return self.rule == "learned" or self.alternatives
 
     @field_validator("epsilon")
     @classmethod

@@ -154,11 +154,11 @@ def open_spec(spec: Spec) -> Subject:
                 allowed="test: val and train are what gains are chosen and fitted on",
                 fix="leave --split out",
             )
+        train = None
         try:
-            train = images("train", None)
+            train = images("train", None) if spec.fits else None
         except MissingSplitError as missing:
             log.warning("no train images, so val is divided to fit and to choose: %s", missing)
-            train = None
         return open_to_harden(spec, classifier, val=images("val", None), test=data, train=train)
     return open_subject(spec, classifier.as_dtype(spec.dtype), data)
 
@@ -170,12 +170,11 @@ def open_to_harden(
     refuse_other_dtypes(classifier)
     refuse_unlike({"val": val, "train": train}, test)
     refuse_overlap({"val": val, "train": train, "test": test})
-    if train is None:
+    fitting, choosing, fitted_on, chosen_on = train or val, val, "train" if spec.fits else None, "val"
+    if spec.fits and train is None:
         rows = stratified_sample(val.labels, len(val) // 2, spec.seed)
         fitting, choosing = val.take(rows), val.take(np.setdiff1d(np.arange(len(val)), rows))
-        said = ("one half of val", "the other half of val")
-    else:
-        fitting, choosing, said = train, val, ("train", "val")
+        fitted_on, chosen_on = "one half of val", "the other half of val"
     selection = select(classifier, test, layer=spec.layer, seed=spec.seed)
     site = common_site(classifier, selection) if spec.site == "auto" else spec.site
     selection = replace(selection, site=site)
@@ -199,8 +198,8 @@ def open_to_harden(
         **_found(spec, classifier, test, selection),
         val_sha256=val.sha256,
         train_sha256=None if train is None else train.sha256,
-        fitted_on=said[0],
-        chosen_on=said[1],
+        fitted_on=fitted_on,
+        chosen_on=chosen_on,
         site=site,
     )
     _refuse_other(spec, found)
