@@ -14,6 +14,7 @@ from fragile_neurons.data.images import ImageData
 from fragile_neurons.errors import FragileNeuronsError, IncompleteError, InputError, IntegrityError
 from fragile_neurons.hardening.judge import judge
 from fragile_neurons.models.loading import load_model
+from fragile_neurons.report.charts import chart
 from fragile_neurons.runs.run import Run, open_run
 from fragile_neurons.workflows import analyze, evaluate, harden
 
@@ -26,6 +27,7 @@ __all__ = [
     "IntegrityError",
     "Run",
     "analyze",
+    "chart",
     "correlate",
     "cumulative",
     "dropout",

@@ -139,6 +139,24 @@ def record_gradients(
     return recorded
 
 
+def record_reach(
+    classifier: Classifier, site: Site, images: torch.Tensor, position: tuple[int, int]
+) -> torch.Tensor:
+    """(height, width) bool: the pixels of any of these images that move the maps at this position."""
+    seen: list[torch.Tensor] = []
+    given = images.detach().requires_grad_(True)
+
+    def tap(_: Site, output: torch.Tensor) -> torch.Tensor:
+        seen.append(output)
+        return output.clone()  # the layer after this one may work in place
+
+    with torch.enable_grad(), _hooked(classifier, [site], tap):
+        classifier(given)
+    row, column = position
+    (gradient,) = torch.autograd.grad(seen[0][:, :, row, column].sum(), given)
+    return (gradient != 0).any(dim=1).any(dim=0)
+
+
 def _maps(site: Site, output: torch.Tensor) -> torch.Tensor:
     """(n, channels, values) float32 of an output at a site."""
     return (output.movedim(site.axis, 1).flatten(2) if output.ndim > 2 else output.unsqueeze(2)).float()

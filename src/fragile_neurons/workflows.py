@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 
 from fragile_neurons import own
@@ -17,12 +18,18 @@ from fragile_neurons.data.images import ImageData
 from fragile_neurons.evidence import conditions
 from fragile_neurons.honesty import check_inputs
 from fragile_neurons.norms import format_epsilon, parse_epsilon, parse_epsilons
+from fragile_neurons.report.page import write_page
 from fragile_neurons.report.tables import write_markdown
 from fragile_neurons.runs.engines.local import run_units
 from fragile_neurons.runs.evaluation import collect_evaluation
-from fragile_neurons.runs.export import export_analysis, export_evaluation, export_hardening, write_file
+from fragile_neurons.runs.export import (
+    export_analysis,
+    export_evaluation,
+    export_examples,
+    export_hardening,
+    write_file,
+)
 from fragile_neurons.runs.folder import (
-    REPORTS,
     open_ledger,
     readable_disk_errors,
     remove_checkpoints,
@@ -38,6 +45,9 @@ from fragile_neurons.runs.scoring import scoring_units
 from fragile_neurons.runs.spec import MINUTES, STEPS, EvaluateSpec, HardenSpec, Spec, make_spec
 from fragile_neurons.runs.subject import Subject, open_spec, open_subject, open_to_harden
 from fragile_neurons.sweeps.sampling import STANDARD_ERROR
+
+REPORT = "report.html"
+WRITERS: dict[str, Callable[[Run, Path], None]] = {"summary.md": write_markdown, REPORT: write_page}
 
 log = logging.getLogger(__name__)
 
@@ -213,11 +223,21 @@ def run_subject(subject: Subject, *, output: str | Path | None, force: bool, pro
                 names = export_hardening(folder, subject, collect_hardening(subject, ledger))
             else:
                 names = export_analysis(folder, subject, collect_results(subject, ledger))
-            for name in REPORTS:
-                write_file(folder / name, lambda path: write_markdown(Run(folder), path))
-            ledger.record_files([*names, *REPORTS])
+            names += export_examples(folder, ledger)
+            for name, write in WRITERS.items():
+                write_file(folder / name, partial(write, Run(folder)))
+            ledger.record_files([*names, *WRITERS])
             remove_checkpoints(folder)
     return open_run(folder)
+
+
+def report(folder: str | Path) -> Path:
+    """Write report.html of a finished run once more; its path."""
+    path = open_run(folder).folder / REPORT
+    with readable_disk_errors(path.parent), Ledger(path.parent) as ledger:
+        write_file(path, partial(write_page, Run(path.parent)))
+        ledger.record_files(dict.fromkeys([*ledger.files, REPORT]))
+    return path
 
 
 def _plan(subject: Subject) -> tuple[Unit, ...]:

@@ -17,6 +17,7 @@ from fragile_neurons.cli.evaluate import evaluate
 from fragile_neurons.cli.harden import harden
 from fragile_neurons.cli.models import layers, models
 from fragile_neurons.cli.plan import plan
+from fragile_neurons.cli.report import compare, figures, report
 from fragile_neurons.cli.runs import resume, status, verify
 from fragile_neurons.cli.train import train
 from fragile_neurons.errors import FragileNeuronsError
@@ -43,7 +44,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for command in (analyze, evaluate, harden, plan, resume, status, verify, layers, models, train):
+for command in (
+    *(analyze, evaluate, harden, plan),
+    *(report, figures, compare),
+    *(resume, status, verify),
+    *(layers, models, train),
+):
     app.command()(command)
 app.add_typer(data.app, name="data")
 

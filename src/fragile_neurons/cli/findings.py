@@ -29,6 +29,7 @@ def show_run(run: Run) -> None:
     {"evaluate": _show_evaluation, "harden": _show_hardening}.get(run.command, _show_analysis)(run)
     files = "hardened.safetensors, gains.csv" if run.command == "harden" else "images.parquet"
     console.print(Text(f"\nThe run is in {run.folder} (summary.md, summary.json, {files}, ...)"))
+    console.print(Text(f"To look at it: {run.folder / 'report.html'}"))
 
 
 def _show_hardening(run: Run) -> None:

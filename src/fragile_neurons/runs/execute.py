@@ -12,6 +12,7 @@ from fragile_neurons.analysis.cumulative import (
     observe_chains,
 )
 from fragile_neurons.analysis.disturbance import observe_disturbances
+from fragile_neurons.analysis.examples import observe_examples
 from fragile_neurons.analysis.predictions import observe_predictions
 from fragile_neurons.analysis.robustness import observe_attack, observe_smallest
 from fragile_neurons.analysis.staging import learn_design, top_neurons
@@ -50,6 +51,16 @@ def execute_unit(subject: Subject, unit: Unit, given: Sequence[tuple[Unit, Array
             return observe_inputs(subject.classifier.as_dtype("float32"), subject.data, images=unit.stop)
         if unit.kind == "gradients":
             return observe_gradients(subject.classifier.as_dtype("float32"), subject.data, images=unit.stop)
+        if unit.kind == "examples":
+            return observe_examples(
+                subject.classifier,
+                subject.data,
+                subject.selection,
+                spec.shown_attack,
+                epsilons,
+                batch_size=spec.batch_size,
+                seed=spec.seed,
+            )
         if isinstance(spec, EvaluateSpec):
             return _execute_evaluation(subject, unit, epsilons, span)
         if isinstance(spec, HardenSpec):

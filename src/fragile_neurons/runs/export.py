@@ -18,8 +18,10 @@ from pyarrow import csv, parquet
 
 from fragile_neurons.analysis.predictions import Predictions
 from fragile_neurons.analysis.robustness import Attempts
+from fragile_neurons.evidence import Arrays
 from fragile_neurons.models.weights import save_weights
 from fragile_neurons.runs.evaluation import Evaluation
+from fragile_neurons.runs.ledger import Ledger
 from fragile_neurons.runs.mended import Mended
 from fragile_neurons.runs.mended_summary import hardening_summary
 from fragile_neurons.runs.results import Results
@@ -27,8 +29,16 @@ from fragile_neurons.runs.subject import Subject
 from fragile_neurons.runs.summary import analysis_summary, evaluation_summary
 
 TABLES = ("neurons", "targeting", "cumulative", "images")
+EXAMPLES = "examples.npz"
 HARDENED = ("gains.csv", "hardened.safetensors", "hardened.json", "judgement.parquet")
-FILES = ("spec.toml", "summary.json", "neurons.csv", *(f"{name}.parquet" for name in TABLES), *HARDENED)
+FILES = (
+    "spec.toml",
+    "summary.json",
+    "neurons.csv",
+    *(f"{name}.parquet" for name in TABLES),
+    *HARDENED,
+    EXAMPLES,
+)
 """Every file that a run of any command may write here."""
 
 NEURONS = pa.schema(
@@ -122,6 +132,19 @@ def export_hardening(folder: Path, subject: Subject, found: Mended) -> list[str]
     card = json.dumps(_card(summary, found), indent=2, allow_nan=False) + "\n"
     write_file(folder / "hardened.json", lambda path: path.write_text(card, encoding="utf-8"))
     return [*HARDENED[:-1], *_export(folder, subject, summary, {"judgement": found.judgement.to_table()})]
+
+
+def export_examples(folder: Path, ledger: Ledger) -> list[str]:
+    """Write what pictures are made of, as observe_examples describes it; its name, if the run has it."""
+    stored = [ledger.result(unit) for unit in ledger.units() if unit.kind == "examples"]
+    for arrays in stored:
+        write_file(folder / EXAMPLES, partial(_save_arrays, arrays))
+    return [EXAMPLES for _ in stored]
+
+
+def _save_arrays(arrays: Arrays, path: Path) -> None:
+    with path.open("wb") as file:
+        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
 
 
 def _card(summary: dict[str, Any], found: Mended) -> dict[str, Any]:

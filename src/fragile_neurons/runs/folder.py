@@ -14,7 +14,7 @@ from fragile_neurons.runs.ledger import FILE, PARTIAL, Ledger, disk_error
 from fragile_neurons.runs.plan import CHECKPOINT, Unit
 from fragile_neurons.runs.spec import Spec
 
-REPORTS = ("summary.md",)
+REPORTS = ("summary.md", "report.html")
 
 
 def open_ledger(folder: Path, spec: Spec, units: Sequence[Unit], *, force: bool) -> Ledger:

@@ -11,6 +11,7 @@ from functools import partial
 import numpy as np
 import torch
 
+from fragile_neurons.analysis.examples import observe_examples
 from fragile_neurons.classifier import Classifier, evaluating
 from fragile_neurons.evidence import (
     UNBOUNDED,
@@ -90,6 +91,16 @@ def execute_hardening(subject: Subject, unit: Unit, given: Results) -> Arrays:
         attack = conditions(subject.data)[unit.attack]
         return observe_condition(
             attack, networks[HARDENED], subject.data, [budget], images=unit.stop, seed=spec.seed
+        )
+    if unit.kind == "examples":
+        return observe_examples(
+            networks[HARDENED],
+            subject.data,
+            subject.selection,
+            spec.shown_attack,
+            [parse_epsilon(spec.epsilon)],
+            batch_size=spec.batch_size,
+            seed=spec.seed,
         )
     named = (unit.network, unit.attack, unit.source)
     trial = next(one for one in trials_of(subject) if (one.network, one.attack, one.source) == named)

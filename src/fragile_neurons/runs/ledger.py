@@ -113,12 +113,17 @@ class Ledger:
             raise IntegrityError(f"the result of the unit '{unit.id}' in {self.folder / FILE} is damaged")
         return load(content)
 
-    def record_files(self, names: Sequence[str]) -> None:
+    def record_files(self, names: Iterable[str]) -> None:
         """Remember the checksums of exported files."""
         with self._transaction():
             self._connection.execute("DELETE FROM files")
             rows = [(name, _file_sha256(self.folder / name)) for name in names]
             self._connection.executemany("INSERT INTO files VALUES (?, ?)", rows)
+
+    @property
+    def files(self) -> list[str]:
+        """The names of exported files."""
+        return [name for (name,) in self._rows("SELECT name FROM files")]
 
     @property
     def is_exported(self) -> bool:

@@ -35,6 +35,7 @@ Kind = Literal[
     "attack",
     "smallest",
     "condition",
+    "examples",
     "candidates",
     "pace",
     "fit",
@@ -112,7 +113,7 @@ def make_plan(
     tried = [(start, stop) for start, stop in spans if stop <= curve_stop(images, batch_size)]
     units += [Unit("orders", 0, images, layer.name) for layer in selection.layers]
     units += [Unit("curves", *span, layer.name) for layer in selection.layers for span in tried]
-    return tuple(units)
+    return (*units, Unit("examples", 0, images))
 
 
 def needed(unit: Unit, plan: Sequence[Unit]) -> list[Unit]:
@@ -149,6 +150,7 @@ def plan_evaluation(
         *(Unit("attack", *span, attack=attack) for attack in attacks for span in spans),
         *(Unit("smallest", *span) for span in spans),
         *(Unit("condition", 0, min(images, ATTACKED_IMAGES), attack=name) for name in checks),
+        Unit("examples", 0, images),
     )
 
 
@@ -185,6 +187,7 @@ def plan_hardening(
             Unit("condition", 0, min(images, ATTACKED_IMAGES), attack=name, network=HARDENED)
             for name in checks
         ),
+        Unit("examples", 0, images, network=HARDENED),
     )
 
 

@@ -7,12 +7,16 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
-from pyarrow import parquet
+from pyarrow import csv, parquet
 
 from fragile_neurons.errors import IncompleteError, IntegrityError
 from fragile_neurons.runs.ledger import Ledger
+from fragile_neurons.runs.spec import Spec, make_spec
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,11 @@ class Run:
     def command(self) -> str:
         """What made the run: analyze, evaluate or harden."""
         return str(self.summary["spec"]["command"])
+
+    @cached_property
+    def spec(self) -> Spec:
+        """What was asked and found."""
+        return make_spec(**self.summary["spec"])
 
     @cached_property
     def neurons(self) -> pa.Table:
@@ -64,6 +73,27 @@ class Run:
     def judgement(self) -> pa.Table:
         """After `harden`: a row per network, attack and epsilon."""
         return self._table("judgement")
+
+    @cached_property
+    def gains(self) -> pa.Table:
+        """After `harden`: a row per channel."""
+        path = self.folder / "gains.csv"
+        try:
+            return csv.read_csv(path)
+        except (OSError, pa.ArrowException) as error:
+            raise IntegrityError(f"{path} cannot be read: {error}") from None
+
+    @cached_property
+    def examples(self) -> dict[str, npt.NDArray[Any]]:
+        """The contents of examples.npz, see observe_examples; empty for a run that was made without."""
+        path = self.folder / "examples.npz"
+        try:
+            with np.load(path, allow_pickle=False) as stored:
+                return dict(stored)
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError, BadZipFile) as error:
+            raise IntegrityError(f"{path} cannot be read: {error}") from None
 
     def _table(self, name: str) -> pa.Table:
         try:

@@ -112,6 +112,11 @@ class Spec(_Frozen):
         stem = f"{model}-{data}-{self.digest[:8]}"
         return "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in stem)
 
+    @property
+    def shown_attack(self) -> str:
+        """The attack that example images are made with."""
+        return "fgsm"
+
     def to_toml(self) -> str:
         return tomli_w.dumps(self.model_dump(mode="json", exclude_none=True))
 
@@ -145,6 +150,11 @@ class EvaluateSpec(Spec):
     command: Literal["evaluate"] = "evaluate"
     attacks: tuple[str, ...] = Field(min_length=1)
     unavailable: tuple[str, ...] = ()
+
+    @property
+    def shown_attack(self) -> str:
+        """The last that could run."""
+        return [attack for attack in self.attacks if attack not in self.unavailable][-1]
 
     @field_validator("epsilons")
     @classmethod
@@ -182,6 +192,10 @@ class HardenSpec(Spec):
     minutes: float = Field(default=MINUTES, gt=0, allow_inf_nan=False)
     alternatives: bool = True
     found: FoundToHarden | None = None
+
+    @property
+    def shown_attack(self) -> str:
+        return "pgd"
 
     @property
     def fits(self) -> bool:

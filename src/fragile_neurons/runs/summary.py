@@ -107,6 +107,7 @@ def summary_of(
             "n": len(data),
             "sha256": data.sha256,
             "excluded": list(data.excluded),
+            "classes": list(data.classes),
         },
         "layers": [
             {

@@ -1,0 +1,105 @@
+"""The charts of a run for a paper, and its tables as Markdown, CSV and LaTeX."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import vl_convert
+from pyarrow import csv
+
+from fragile_neurons.errors import InputError, check_choice
+from fragile_neurons.report.charts import Figure
+from fragile_neurons.report.datasets import Dataset, cell, datasets
+from fragile_neurons.report.page import figures_of, pages
+from fragile_neurons.report.tables import table
+from fragile_neurons.runs.export import write_file
+from fragile_neurons.runs.run import Run
+
+Chart = dict[str, Any]
+
+FORMATS: dict[str, Callable[[Chart], bytes]] = {
+    "svg": lambda chart: vl_convert.vegalite_to_svg(chart).encode(),
+    "pdf": lambda chart: vl_convert.vegalite_to_pdf(chart),
+    "png": lambda chart: vl_convert.vegalite_to_png(chart, scale=2),
+}
+
+
+def write_figures(
+    run: Run,
+    folder: Path,
+    formats: Sequence[str] = ("svg",),
+    *,
+    layer: str | None = None,
+    epsilon: str | None = None,
+) -> list[Path]:
+    """Write NAME.FORMAT of each chart, and NAME.md, .csv, .tex of each table; their paths.
+
+    layer, epsilon: which page of a run that has several; by default the first layer, the largest epsilon.
+    """
+    for name in formats:
+        check_choice("format", name, list(FORMATS))
+    layers, epsilons = pages(run)
+    chosen = {"layer": layer or layers[0], "epsilon": epsilon or epsilons[-1]}
+    for name, allowed in (("layer", layers), ("epsilon", epsilons)):
+        if chosen[name] not in allowed:
+            raise InputError(
+                f"the run has no such {name}",
+                given=chosen[name],
+                allowed=", ".join(map(str, allowed)),
+                fix=f"choose one of them with --{name}",
+            )
+    made = datasets(run)
+    shown = {name: one.page(**chosen) for name, one in made.items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    for name, figure in figures_of(run, made).items():
+        for format_name in formats:
+            content = FORMATS[format_name](_drawn(figure, shown[figure.dataset]))
+            written.append(_write(folder / f"{name}.{format_name}", content))
+    for name, dataset in shown.items():
+        stem = folder / name.replace(" ", "-")
+        lines = [[cell(row[column], column) for column in dataset.columns] for row in dataset.rows]
+        written += [
+            _write(stem.with_suffix(".md"), (table(dataset.columns, lines) + "\n").encode()),
+            _write(stem.with_suffix(".tex"), latex(dataset.columns, lines).encode()),
+            _write(stem.with_suffix(".csv"), _csv(dataset)),
+        ]
+    return written
+
+
+def _drawn(figure: Figure, dataset: Dataset) -> Chart:
+    drawn = figure.drawn(dataset.rows)
+    drawn["config"] = {**drawn["config"], "background": "white"}
+    return drawn
+
+
+def _write(path: Path, content: bytes) -> Path:
+    write_file(path, lambda neighbour: neighbour.write_bytes(content))
+    return path
+
+
+def _csv(dataset: Dataset) -> bytes:
+    sink = pa.BufferOutputStream()
+    columns = {name: [row[name] for row in dataset.rows] for name in dataset.columns}
+    csv.write_csv(pa.table(columns), sink, csv.WriteOptions(quoting_style="needed"))
+    return sink.getvalue().to_pybytes()  # type: ignore[no-any-return]
+
+
+MARKS = {
+    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{",
+    "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "–": "--", "<": r"\textless{}",
+    ">": r"\textgreater{}", "|": r"\textbar{}",
+}  # fmt: skip
+
+
+def latex(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """A tabular of these texts."""
+    rows = [
+        " & ".join("".join(MARKS.get(letter, letter) for letter in " ".join(text.split())) for text in line)
+        for line in (header, *lines)
+    ]
+    body = " \\\\\n".join(rows)
+    return f"\\begin{{tabular}}{{{'l' * len(header)}}}\n{body} \\\\\n\\end{{tabular}}\n"
