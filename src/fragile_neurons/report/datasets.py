@@ -108,6 +108,12 @@ def number(epsilon: str) -> float:
     return float(above) / float(below or 1)
 
 
+def written_epsilons(found: Row) -> dict[float, str]:
+    """The budgets of a run by their values, as they were written."""
+    spec = found["spec"]
+    return {number(text): text for text in (*spec["epsilons"], *filter(None, [spec.get("epsilon")]))}
+
+
 def named(attack: str) -> str:
     """An attack as it is called in words; the user's own without the folders of its file."""
     return NAMES.get(attack, attack.rpartition("/")[2])
@@ -163,7 +169,7 @@ def shortened(value: Any) -> Any:
 
 
 def _groups(run: Run, neurons: dict[tuple[Any, ...], Row]) -> list[Row]:
-    texts = {number(text): text for text in run.summary["spec"]["epsilons"]}
+    texts = written_epsilons(run.summary)
     rows = []
     for row in run.targeting.to_pylist():
         key = (row["layer"], row["channel"], texts.get(row["epsilon"]))
@@ -234,7 +240,7 @@ def _confusion(run: Run) -> list[Row]:
     if not 0 < len(classes) <= MOST_CLASSES:
         return []
     attack = run.spec.shown_attack
-    texts = {number(text): text for text in found["spec"]["epsilons"]}
+    texts = written_epsilons(found)
     before: Counter[tuple[Any, ...]] = Counter()
     after: Counter[tuple[Any, ...]] = Counter()
     for row in run.images.select(

@@ -11,8 +11,8 @@ import vl_convert
 from pyarrow import csv
 
 from fragile_neurons.errors import InputError, check_choice
-from fragile_neurons.report.charts import Figure
 from fragile_neurons.report.datasets import Dataset, cell, datasets
+from fragile_neurons.report.drawing import Figure
 from fragile_neurons.report.page import figures_of, pages
 from fragile_neurons.report.tables import table
 from fragile_neurons.runs.export import write_file

@@ -15,8 +15,17 @@ from markupsafe import Markup
 
 from fragile_neurons.errors import InputError
 from fragile_neurons.report import evaluation, hardening, sentences
-from fragile_neurons.report.charts import VERDICT_COLOURS, Figure, figures
-from fragile_neurons.report.datasets import Dataset, accuracy_rows, cell, datasets, named, number
+from fragile_neurons.report.charts import figures
+from fragile_neurons.report.datasets import (
+    Dataset,
+    accuracy_rows,
+    cell,
+    datasets,
+    named,
+    number,
+    written_epsilons,
+)
+from fragile_neurons.report.drawing import Figure
 from fragile_neurons.report.pictures import pairs, sheets
 from fragile_neurons.runs.run import Run
 
@@ -48,6 +57,8 @@ def page(run: Run) -> str:
     """The whole of report.html."""
     found, made = run.summary, datasets(run)
     classes, drawn = found["data"].get("classes", []), figures_of(run, made)
+    headlines = [pair for pair in found["correlation"] if pair["headline"]]
+    first = pages(run)[0][0]
     sections = {
         name: {
             "title": title,
@@ -61,11 +72,12 @@ def page(run: Run) -> str:
         run=run,
         found=found,
         sections={name: one for name, one in sections.items() if one["figures"]},
-        pairs=pairs(run.examples, classes) if classes else [],
+        pairs=pairs(run.examples, classes, written_epsilons(found)) if classes else [],
         mapped=max(
             (len(array) for name, array in run.examples.items() if name.startswith("maps/")), default=0
         ),
-        headlines=[pair for pair in found["correlation"] if pair["headline"]],
+        headlines=headlines,
+        headline=next((pair for pair in reversed(headlines) if pair["layer"] == first), None),
         attack=named(run.spec.shown_attack),
         verdict_rows=_verdict_rows(found),
         check_rows=[evaluation.check_row(check) for check in found["checks"]],
@@ -105,8 +117,12 @@ def _provenance(found: dict[str, Any]) -> list[list[str]]:
         ["data", f"{data['name']}, {data['split']}, {data['n']:,} images, sha256 {data['sha256']}"],
         *([["left out", ", ".join(data["excluded"])]] if data["excluded"] else []),
         *([name.replace("_", " "), value] for name, value in found["environment"].items()),
-        *([name.replace("_", " "), str(value)] for name, value in asked.items()),
+        *([name.replace("_", " "), _listed(value)] for name, value in asked.items()),
     ]
+
+
+def _listed(value: Any) -> str:
+    return ", ".join(map(str, value)) or "none" if isinstance(value, list) else str(value)
 
 
 def _content(run: Run, made: dict[str, Dataset], drawn: dict[str, Figure]) -> dict[str, Any]:
@@ -118,7 +134,6 @@ def _content(run: Run, made: dict[str, Dataset], drawn: dict[str, Figure]) -> di
         "datasets": {name: _columns(one) for name, one in made.items()},
         "figures": {name: {"spec": one.spec, "dataset": one.dataset} for name, one in drawn.items()},
         "sheets": sheets(run.examples),
-        "colours": VERDICT_COLOURS,
     }
 
 
@@ -161,7 +176,6 @@ def compared(runs: Sequence[Run], output: Path) -> str:
         "datasets": {name: _columns(one) for name, one in made.items()},
         "figures": {name: {"spec": one.spec, "dataset": one.dataset} for name, one in drawn.items()},
         "sheets": {},
-        "colours": VERDICT_COLOURS,
     }
     return _render(
         "compare.html.j2",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -79,8 +79,13 @@ def patch_sheet(patches: Array) -> str:
     return png(photo(sheet([list(row) for row in patches])))
 
 
-def pairs(examples: dict[str, Array], classes: Sequence[str]) -> list[dict[str, Any]]:
-    """What is shown of each image: three pictures, predictions, and by how much the change is magnified."""
+def pairs(
+    examples: dict[str, Array], classes: Sequence[str], epsilons: Mapping[float, str]
+) -> list[dict[str, Any]]:
+    """What is shown of each image: three pictures, predictions, and by how much the change is magnified.
+
+    epsilons: as they are written.
+    """
     found = []
     for row in range(len(examples.get("images", ()))):
         clean, change = (examples[name][row] for name in ("images", "perturbation"))
@@ -92,7 +97,7 @@ def pairs(examples: dict[str, Array], classes: Sequence[str]) -> list[dict[str, 
             {
                 "index": int(examples["index"][row]),
                 "label": classes[label],
-                "epsilon": epsilon,
+                "epsilon": epsilons.get(epsilon, f"{epsilon:.3g}"),
                 "magnified": 1 / (2 * epsilon),
                 "clean": png(photo(clean)),
                 "perturbation": png(signed(change)),

@@ -139,11 +139,10 @@ function showCards() {
     card.type = "button";
     card.className = "card";
     card.dataset.neuron = row.neuron;
-    const verdict = row.clean_verdict || (row.gain > 1 ? "amplified" : row.gain < 1 ? "compressed" : "");
-    if (row.clean_verdict) card.style.setProperty("--frame", `var(--${verdict})`);
-    else if (verdict) card.style.setProperty("--frame", `var(--${row.gain > 1 ? "fragile" : "robust"})`);
+    const gained = row.gain > 1 ? "fragile" : row.gain < 1 ? "robust" : "null"; // amplified, compressed, neither
+    card.style.setProperty("--frame", `var(--${row.clean_verdict || gained})`);
     const label = document.createElement("span");
-    label.textContent = `${row.channel} ${verdict}${row.gain === undefined ? "" : ` × ${row.gain.toPrecision(3)}`}`;
+    label.textContent = `${row.channel} ${row.clean_verdict || `× ${row.gain.toPrecision(3)}`}`;
     card.append(picture(row.channel, places), label);
     card.addEventListener("click", () => choose(state.neuron === row.neuron ? "" : row.neuron));
     return card;
@@ -168,7 +167,7 @@ function dress() {
     card.setAttribute("aria-pressed", String(neuron === state.neuron));
     card.classList.toggle("left-out", state.kept !== null && !state.kept.includes(neuron));
   }
-  for (const row of document.querySelectorAll("tr[data-layer], tr[data-epsilon]")) {
+  for (const row of document.querySelectorAll("[data-layer], [data-epsilon]")) {
     const { layer, epsilon, neuron } = row.dataset;
     row.hidden = (layer !== undefined && layer !== state.layer)
       || (epsilon !== undefined && epsilon !== state.epsilon)

@@ -1,0 +1,223 @@
+"""The charts of neurons: dropout, targeting, patching, their relation, and neurons dropped in turn."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import altair as alt
+
+from fragile_neurons.analysis.verdicts import VERDICTS
+from fragile_neurons.report.datasets import Dataset
+from fragile_neurons.report.drawing import (
+    CHOSEN,
+    GREEN,
+    GREY,
+    HEIGHT,
+    KEPT,
+    SHAPES,
+    SKY,
+    STRIP,
+    VERMILION,
+    WIDTH,
+    Figure,
+    Panel,
+    colour,
+    diverging,
+    percents,
+    points,
+    rows_of,
+    verdict_colour,
+)
+
+
+def _along(rank: str) -> alt.X:
+    """Neurons side by side in the order of a rank; under each its channel."""
+    axis = alt.Axis(labelExpr="split(datum.value, ':')[1]", labelOverlap=True, labelAngle=0, ticks=False)
+    return alt.X("neuron:N", sort=alt.EncodingSortField(rank), title=None, axis=axis)
+
+
+def neuron_figures(made: Dataset, tolerance: float) -> list[tuple[str, Figure]]:
+    columns = set(made.columns)
+    drawn = [("dropout", _dropout(tolerance, attacked="adv_drop" in columns))]
+    if "share" in columns:
+        drawn.append(("targeting", _targeting()))
+        drawn.append(("relation", _relation(excess="excess" in columns)))
+    if "rescue" in columns:
+        drawn.append(("patching", _patching()))
+    return drawn
+
+
+def _bars(prefix: str, title: str, tolerance: float) -> Panel:
+    """Drops in order of fragility, with intervals, and the band within which a neuron is robust."""
+    low, high, drop = (f"{prefix}_{name}" for name in ("low", "high", "drop"))
+    base = rows_of("neurons").transform_filter(KEPT).encode(x=_along("fragility_rank"))
+    y = alt.Y(f"{drop}:Q", title="accuracy lost", axis=alt.Axis(format="+.1%"), stack=None)
+    bars = base.mark_bar(cursor="pointer").encode(
+        y=y,
+        color=verdict_colour(f"{prefix}_verdict"),
+        opacity=alt.condition(f"chosen === '' || {CHOSEN}", alt.value(1), alt.value(0.45)),
+        tooltip=["neuron:N", f"{prefix}_verdict:N", *points(drop, low, high), "margin_drop:Q"],
+    )
+    intervals = base.mark_rule(strokeWidth=1.2, color=GREY).encode(y=f"{low}:Q", y2=f"{high}:Q")
+    edges = alt.Chart(alt.InlineData(values=[{"low": -tolerance, "high": tolerance}]))
+    band = edges.mark_rect(opacity=0.13, color=GREY).encode(y="low:Q", y2="high:Q")
+    return alt.layer(band, bars, intervals).properties(width=WIDTH, height=HEIGHT - 40, title=title)
+
+
+@cache
+def _dropout(tolerance: float, *, attacked: bool) -> Figure:
+    panels = [_bars("clean", "clean", tolerance)]
+    if attacked:
+        panels.append(_bars("adv", "attacked anew", tolerance))
+    return Figure(
+        "Nodal dropout",
+        "Accuracy lost when one neuron is dropped, the most fragile first, in the same order in both panels, "
+        "with 95 % Tango intervals. Upwards: worse without it. Inside the grey band the neuron is robust.",
+        "neurons",
+        alt.vconcat(*panels),
+    )
+
+
+@cache
+def _targeting() -> Figure:
+    base = rows_of("neurons").transform_filter(KEPT).encode(x=_along("share_rank"))
+    bars = base.mark_bar(cursor="pointer", color=SKY).encode(
+        y=alt.Y("share:Q", title="share of the layer's disturbance", axis=alt.Axis(format=".1%"), stack=None),
+        opacity=alt.condition(f"chosen === '' || {CHOSEN}", alt.value(1), alt.value(0.45)),
+        tooltip=["neuron:N", *percents("share", "swap_share", "noise_share", "wins"), "excess:Q"],
+    )
+    swap = base.mark_tick(thickness=2.5, color=VERMILION).encode(y="swap_share:Q")
+    noise = base.mark_tick(thickness=2.5, color="#444444", opacity=0.75).encode(y="noise_share:Q")
+    return Figure(
+        "Which neurons the attack strikes",
+        "Bars: share of the layer's disturbance by FGSM. Orange ticks: by another image's FGSM; dark ticks: "
+        "by random noise. A bar above its orange tick is aimed at.",
+        "neurons",
+        alt.layer(bars, swap, noise).properties(width=WIDTH, height=HEIGHT),
+    )
+
+
+@cache
+def groups_figure() -> Figure:
+    chart = rows_of("targeting").transform_filter(KEPT).mark_point(filled=True, size=46, cursor="pointer")
+    return Figure(
+        "Fooled against resisted",
+        "The same share over the images that the attack fooled, and over those that resisted.",
+        "targeting",
+        chart.encode(
+            x=_along("share_rank"),
+            y=alt.Y("share:Q", axis=alt.Axis(format=".1%"), scale=alt.Scale(zero=False)),
+            color=colour("group", ["resisted", "fooled"]),
+            shape=alt.Shape("group:N", scale=alt.Scale(domain=["resisted", "fooled"])),
+            opacity=alt.condition(f"chosen === '' || {CHOSEN}", alt.value(1), alt.value(0.3)),
+            tooltip=["neuron:N", "group:N", *percents("share", "wins"), "images:Q"],
+        ).properties(width=WIDTH, height=HEIGHT),
+    )
+
+
+@cache
+def by_class_figure() -> Figure:
+    chart = rows_of("by class").transform_filter(KEPT).mark_rect(cursor="pointer")
+    return Figure(
+        "Targeting by class",
+        "Share on the images of a class over the share on all images: above 1 the attack on this class "
+        "strikes the neuron more than it does elsewhere.",
+        "by class",
+        chart.encode(
+            x=_along("share_rank"),
+            y=alt.Y("class:N", title=None),
+            color=diverging("relative_share", 1, "times"),
+            stroke=alt.condition(CHOSEN, alt.value("#000000"), alt.value(None)),
+            tooltip=["neuron:N", "class:N", *percents("share"), "relative_share:Q", "images:Q"],
+        ).properties(width=WIDTH, height={"step": 16}),
+    )
+
+
+@cache
+def _patching() -> Figure:
+    def panel(name: str, colour: str, title: str) -> Panel:
+        base = rows_of("neurons").transform_filter(KEPT).encode(x=_along("share_rank"))
+        points = base.mark_point(filled=True, size=46, color=colour, cursor="pointer").encode(
+            y=alt.Y(f"{name}:Q", title=title, axis=alt.Axis(format=".0%")),
+            opacity=alt.condition(f"chosen === '' || {CHOSEN}", alt.value(1), alt.value(0.3)),
+            tooltip=["neuron:N", *percents(name, f"{name}_low", f"{name}_high")],
+        )
+        intervals = base.mark_rule(color=GREY).encode(y=f"{name}_low:Q", y2=f"{name}_high:Q")
+        return alt.layer(intervals, points).properties(width=WIDTH, height=HEIGHT - 60, title=title)
+
+    return Figure(
+        "Which neurons carry the attack",
+        "Rescue: of the fooled images, those right again when this neuron alone gets its clean map. Inject: "
+        "of those right, those broken when it alone gets its attacked map. 95 % Wilson intervals; neurons in "
+        "order of share.",
+        "neurons",
+        alt.vconcat(panel("rescue", GREEN, "rescue"), panel("inject", VERMILION, "inject")),
+    )
+
+
+@cache
+def _relation(*, excess: bool) -> Figure:
+    def scatter(x: str, y: str, x_title: str, y_title: str, brush: alt.Parameter | None) -> alt.VConcatChart:
+        base = rows_of("neurons").encode(
+            color=verdict_colour("clean_verdict"),
+            opacity=alt.condition(f"({KEPT}) && (chosen === '' || {CHOSEN})", alt.value(1), alt.value(0.3)),
+        )
+        across = alt.X(f"{x}:Q", title=x_title, scale=alt.Scale(zero=False))
+        up = alt.Y(f"{y}:Q", title=y_title, scale=alt.Scale(zero=False))
+        shapes = alt.Scale(domain=list(VERDICTS), range=[SHAPES[name] for name in VERDICTS])
+        points = base.mark_point(filled=True, cursor="pointer").encode(
+            x=across,
+            y=up,
+            shape=alt.Shape("clean_verdict:N", scale=shapes),
+            size=alt.condition(CHOSEN, alt.value(220), alt.value(60)),
+            tooltip=["neuron:N", "clean_verdict:N", f"{x}:Q", f"{y}:Q", "weight_norm:Q"],
+        )
+        points = points.add_params(brush) if brush is not None else points
+        bare_x, bare_y = across.axis(None), up.axis(None)
+        above = (
+            base.mark_tick(size=STRIP - 4, thickness=1.5)
+            .encode(x=bare_x)
+            .properties(width=WIDTH, height=STRIP)
+        )
+        beside = base.mark_tick(size=STRIP - 4, thickness=1.5).encode(y=bare_y)
+        body = points.properties(width=WIDTH, height=HEIGHT + 50)
+        return alt.vconcat(above, alt.hconcat(body, beside.properties(width=STRIP, height=HEIGHT + 50)))
+
+    brush = alt.selection_interval(name="brush")
+    panels = [scatter("share", "clean_drop", "share", "clean drop", brush if not excess else None)]
+    if excess:
+        panels.append(scatter("excess", "margin_drop", "excess", "clean margin drop", brush))
+    return Figure(
+        "Fragility against targeting",
+        "A point is a neuron. First the paper's question, then the controlled one: drag a rectangle there to "
+        "keep only these neurons in the other charts.",
+        "neurons",
+        alt.vconcat(*panels),
+    )
+
+
+@cache
+def cumulative_figure() -> Figure:
+    def panel(test: str, title: str) -> Panel:
+        base = (
+            rows_of("cumulative")
+            .transform_filter(test)
+            .encode(x=alt.X("dropped:Q", title="neurons dropped"), color=colour("order"))
+        )
+        band = base.mark_area(opacity=0.18).encode(
+            y=alt.Y("low:Q", title="accuracy", axis=alt.Axis(format="%"), scale=alt.Scale(domain=[0, 1])),
+            y2="high:Q",
+        )
+        line = base.mark_line(point=True).encode(
+            y="value:Q", tooltip=["order:N", "dropped:Q", *percents("value", "low", "high"), "n:Q"]
+        )
+        return alt.layer(band, line).properties(width=WIDTH, height=HEIGHT, title=title)
+
+    return Figure(
+        "Neurons dropped one after another",
+        "In order of fragility, of targeting, and at random. The order comes from one half of the images, "
+        "the curve from the other, both ways. Bands: 95 % Wilson intervals; of random orders, the lowest and "
+        "the highest.",
+        "cumulative",
+        alt.vconcat(panel("datum.epsilon === null", "clean"), panel("datum.epsilon !== null", "attacked")),
+    )
