@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
@@ -173,10 +174,10 @@ def _patches(
     """For each channel the parts of images, one of each, at which its map is highest."""
     channels = {layer.name: selection.channels(layer) for layer in layers}
     colours = data.images.shape[1]
-    sizes = {layer.name: _reach(classifier, data, selection, layer) for layer in layers}
+    axes = {layer.name: _reach(classifier, data, selection, layer) for layer in layers}
     side, count = SIDES[0], 0
     for side in SIDES if layers else ():
-        shown = {name: math.prod(_shown(size, side)) for name, size in sizes.items()}
+        shown = {name: math.prod(min(one.extent, side) for one in both) for name, both in axes.items()}
         each = sum(len(channels[name]) * colours * pixels for name, pixels in shown.items())
         count = min(MOST_PATCHES, len(data), ROOM["patches"] // each)
         if count >= ENOUGH_PATCHES:
@@ -198,7 +199,7 @@ def _patches(
         where = position.T.gather(1, places)
         windows = torch.stack(
             [
-                _cut(data, layer, place, spot, sizes[layer.name], side)
+                _cut(data, layer, place, spot, axes[layer.name], side)
                 for place, spot in zip(places.flatten().tolist(), where.flatten().tolist(), strict=True)
             ]
         )
@@ -206,29 +207,50 @@ def _patches(
     return found
 
 
-def _reach(classifier: Classifier, data: ImageData, selection: Selection, layer: Layer) -> tuple[int, int]:
-    """Height and width of what a value in the middle of the layer's maps sees of an image."""
-    images = torch.rand(SMALLEST_BATCH, *data.images.shape[1:], generator=torch_generator(0, "reach", 0))
-    height, width = layer.map_shape
-    middle = (height // 2, width // 2)
-    seen = record_reach(classifier, layer.site(selection.site), images.to(classifier.device), middle)
-    if not seen.any():  # dead on these images
-        return int(seen.shape[0]), int(seen.shape[1])
-    rows, columns = (torch.nonzero(seen.any(dim=axis)).flatten() for axis in (1, 0))
-    return int(rows[-1] - rows[0]) + 1, int(columns[-1] - columns[0]) + 1
+@dataclass(frozen=True)
+class _Axis:
+    """What a map sees along one axis of an image: place p sees `extent` pixels from start + p stride on."""
+
+    start: int
+    stride: int
+    extent: int
+
+
+def _reach(
+    classifier: Classifier, data: ImageData, selection: Selection, layer: Layer
+) -> tuple[_Axis, _Axis]:
+    """What the layer's maps see of an image, from what two places in their middle do."""
+    noise = torch.rand(SMALLEST_BATCH, *data.images.shape[1:], generator=torch_generator(0, "reach", 0))
+    images, site = noise.to(classifier.device), layer.site(selection.site)
+    places = [max(size // 2 - 1, 0) for size in layer.map_shape], [size // 2 for size in layer.map_shape]
+    edges = [_edges(record_reach(classifier, site, images, (row, column))) for row, column in places]
+    axes = []
+    for axis in (0, 1):
+        (low, before), (high, last) = edges[0][axis], edges[1][axis]
+        stride, place = max(high - low, last - before), places[1][axis]  # an image's border hides one edge
+        axes.append(_Axis(high - place * stride, stride, last - high + 1))
+    rows, columns = axes
+    return rows, columns
+
+
+def _edges(seen: torch.Tensor) -> list[tuple[int, int]]:
+    """First and last row, first and last column that are seen; all of them where the map is dead."""
+    found = []
+    for axis in (1, 0):
+        places = torch.nonzero(seen.any(dim=axis)).flatten().tolist() or [0, seen.shape[1 - axis] - 1]
+        found.append((places[0], places[-1]))
+    return found
 
 
 def _cut(
-    data: ImageData, layer: Layer, place: int, spot: int, size: tuple[int, int], side: int
+    data: ImageData, layer: Layer, place: int, spot: int, axes: tuple[_Axis, _Axis], side: int
 ) -> torch.Tensor:
-    """(c, h, w) uint8: the window of that size around a place of the map, moved inside the image."""
+    """(c, h, w) uint8: what a place of the map sees of an image, moved inside it."""
     (image,), _ = data[place : place + 1]
-    starts = []
-    for at, cells, pixels, extent in zip(
-        divmod(spot, layer.map_shape[1]), layer.map_shape, image.shape[1:], size, strict=True
-    ):
-        start = round((at + 0.5) / cells * pixels - extent / 2)
-        starts.append(min(max(start, 0), pixels - extent))
-    top, left = starts
-    window = image[:, top : top + size[0], left : left + size[1]]
-    return (adaptive_avg_pool2d(window, _shown(size, side)) * 255).round().to(torch.uint8)
+    top, left = (
+        min(max(axis.start + at * axis.stride, 0), pixels - axis.extent)
+        for at, axis, pixels in zip(divmod(spot, layer.map_shape[1]), axes, image.shape[1:], strict=True)
+    )
+    height, width = (axis.extent for axis in axes)
+    window = image[:, top : top + height, left : left + width]
+    return (adaptive_avg_pool2d(window, _shown((height, width), side)) * 255).round().to(torch.uint8)

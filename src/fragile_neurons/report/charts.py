@@ -166,7 +166,7 @@ def _strengths() -> Figure:
         color=colour("network"),
     )
     tooltip = ["network:N", "strength:Q", *points("clean_change", "robust_change"), "taken:N"]
-    points = base.mark_point(filled=True).encode(
+    marks = base.mark_point(filled=True).encode(
         shape="network:N",
         size=alt.condition("datum.taken", alt.value(200), alt.value(45)),
         tooltip=tooltip,
@@ -175,7 +175,7 @@ def _strengths() -> Figure:
         "What each strength costs and brings",
         "Each fit at several strengths, on validation images; the large point was taken.",
         "strengths",
-        alt.layer(base.mark_line(opacity=0.5).encode(order="strength:Q"), points).properties(
+        alt.layer(base.mark_line(opacity=0.5).encode(order="strength:Q"), marks).properties(
             width=WIDTH, height=HEIGHT
         ),
     )

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import vl_convert
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -169,7 +170,7 @@ def compared(runs: Sequence[Run], output: Path) -> str:
     found = [run.summary for run in runs]
     made = {"accuracy": Dataset("Accuracy against epsilon", rows)}
     drawn = figures(made)
-    links = [os.path.relpath(run.folder / "report.html", output.parent) for run in runs]
+    links = [quote(os.path.relpath(run.folder / "report.html", output.parent)) for run in runs]
     content = {
         "layers": [None],
         "epsilons": [None],
