@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-slow format clean
+.PHONY: demo test test-slow screenshot format clean
 
 demo: $(INSTALLED)  ## the paper's experiment on bundled MNIST images: a minute or two
 	$(BIN)/fragile-neurons analyze
@@ -19,6 +19,10 @@ test: $(INSTALLED)  ## lint, types, import floors and the fast tests
 test-slow: $(INSTALLED)  ## simulations and long runs
 	$(BIN)/pytest -m slow
 
+screenshot: $(INSTALLED)  ## docs/report.png, the report of what demo runs; needs chromium
+	$(BIN)/fragile-neurons analyze --output runs/demo
+	$(BIN)/python docs/screenshot.py runs/demo docs/report.png
+
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -32,4 +36,4 @@ $(INSTALLED): pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV) runs trained
+	rm -rf $(VENV) runs trained build

@@ -52,7 +52,9 @@ def figures(
         "neurons": lambda: neuron_figures(made["neurons"], tolerance),
         "targeting": lambda: [("fooled-and-resisted", groups_figure())],
         "by class": lambda: [("targeting-by-class", by_class_figure())],
-        "cumulative": lambda: [("cumulative", cumulative_figure())],
+        "cumulative": lambda: [
+            ("cumulative", cumulative_figure(attacked=len(_values(made["cumulative"], "epsilon")) > 1))
+        ],
         "confusion": lambda: [("confusion", _confusion())],
         "classes": lambda: [("classes", _classes(_values(made["classes"], "series")))],
         "gains": lambda: [("gains", _gains())],

@@ -1,7 +1,7 @@
 """What all charts have in common: colours, sizes, and what a chart is: Vega-Lite by Altair, without its rows.
 
-Every chart of neurons hears two parameters: `chosen`, a neuron's name, and `kept`, the names that a brush
-left, or null.
+Every chart hears two parameters: `chosen`, a neuron's name, and `kept`, the names of those that a brush left,
+or null.
 """
 
 from __future__ import annotations

@@ -50,7 +50,7 @@ def neuron_figures(made: Dataset, tolerance: float) -> list[tuple[str, Figure]]:
 def _bars(prefix: str, title: str, tolerance: float) -> Panel:
     """Drops in order of fragility, with intervals, and the band within which a neuron is robust."""
     low, high, drop = (f"{prefix}_{name}" for name in ("low", "high", "drop"))
-    base = rows_of("neurons").transform_filter(KEPT).encode(x=_along("fragility_rank"))
+    base = rows_of("neurons").encode(x=_along("fragility_rank"))
     y = alt.Y(f"{drop}:Q", title="accuracy lost", axis=alt.Axis(format="+.1%"), stack=None)
     bars = base.mark_bar(cursor="pointer").encode(
         y=y,
@@ -80,7 +80,7 @@ def _dropout(tolerance: float, *, attacked: bool) -> Figure:
 
 @cache
 def _targeting() -> Figure:
-    base = rows_of("neurons").transform_filter(KEPT).encode(x=_along("share_rank"))
+    base = rows_of("neurons").encode(x=_along("share_rank"))
     bars = base.mark_bar(cursor="pointer", color=SKY).encode(
         y=alt.Y("share:Q", title="share of the layer's disturbance", axis=alt.Axis(format=".1%"), stack=None),
         opacity=alt.condition(f"chosen === '' || {CHOSEN}", alt.value(1), alt.value(0.45)),
@@ -99,7 +99,7 @@ def _targeting() -> Figure:
 
 @cache
 def groups_figure() -> Figure:
-    chart = rows_of("targeting").transform_filter(KEPT).mark_point(filled=True, size=46, cursor="pointer")
+    chart = rows_of("targeting").mark_point(filled=True, size=46, cursor="pointer")
     return Figure(
         "Fooled against resisted",
         "The same share over the images that the attack fooled, and over those that resisted.",
@@ -117,7 +117,7 @@ def groups_figure() -> Figure:
 
 @cache
 def by_class_figure() -> Figure:
-    chart = rows_of("by class").transform_filter(KEPT).mark_rect(cursor="pointer")
+    chart = rows_of("by class").mark_rect(cursor="pointer")
     return Figure(
         "Targeting by class",
         "Share on the images of a class over the share on all images: above 1 the attack on this class "
@@ -136,7 +136,7 @@ def by_class_figure() -> Figure:
 @cache
 def _patching() -> Figure:
     def panel(name: str, colour: str, title: str) -> Panel:
-        base = rows_of("neurons").transform_filter(KEPT).encode(x=_along("share_rank"))
+        base = rows_of("neurons").encode(x=_along("share_rank"))
         points = base.mark_point(filled=True, size=46, color=colour, cursor="pointer").encode(
             y=alt.Y(f"{name}:Q", title=title, axis=alt.Axis(format=".0%")),
             opacity=alt.condition(f"chosen === '' || {CHOSEN}", alt.value(1), alt.value(0.3)),
@@ -197,7 +197,7 @@ def _relation(*, excess: bool) -> Figure:
 
 
 @cache
-def cumulative_figure() -> Figure:
+def cumulative_figure(*, attacked: bool) -> Figure:
     def panel(test: str, title: str) -> Panel:
         base = (
             rows_of("cumulative")
@@ -213,11 +213,14 @@ def cumulative_figure() -> Figure:
         )
         return alt.layer(band, line).properties(width=WIDTH, height=HEIGHT, title=title)
 
+    panels = [panel("!isValid(datum.epsilon)", "clean")]
+    if attacked:
+        panels.append(panel("isValid(datum.epsilon)", "attacked"))
     return Figure(
         "Neurons dropped one after another",
         "In order of fragility, of targeting, and at random. The order comes from one half of the images, "
         "the curve from the other, both ways. Bands: 95 % Wilson intervals; of random orders, the lowest and "
         "the highest.",
         "cumulative",
-        alt.vconcat(panel("datum.epsilon === null", "clean"), panel("datum.epsilon !== null", "attacked")),
+        alt.vconcat(*panels),
     )

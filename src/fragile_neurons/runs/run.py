@@ -88,7 +88,7 @@ class Run:
         """The contents of examples.npz, see observe_examples; empty for a run that was made without."""
         path = self.folder / "examples.npz"
         try:
-            with np.load(path, allow_pickle=False) as stored:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
                 return dict(stored)
         except FileNotFoundError:
             return {}

@@ -22,6 +22,11 @@ function shown(name) {
   return rows.filter((row) => paged.every((key) => row[key] == null || row[key] === state[key]));
 }
 
+/** Whether a brush left this row: those of no neuron it leaves alone. */
+function isKept({ neuron }) {
+  return neuron === undefined || state.kept === null || state.kept.includes(neuron);
+}
+
 /* ---- charts ---- */
 
 /** A copy of a chart as wide as there is room; strips along an edge keep their width. */
@@ -38,7 +43,8 @@ function fitted(spec, room) {
 async function draw(place) {
   const name = place.dataset.figure;
   const { spec, dataset } = content.figures[name];
-  const rows = shown(dataset);
+  const brushed = spec.params.some((one) => one.name === "brush");
+  const rows = brushed ? shown(dataset) : shown(dataset).filter(isKept);
   if (views.has(name)) views.get(name).finalize();
   views.delete(name);
   if (!rows.length) { place.textContent = "Nothing was measured here."; return; }
@@ -51,36 +57,34 @@ async function draw(place) {
   view.addEventListener("click", (_, item) => {
     if (item && item.datum && item.datum.neuron) choose(item.datum.neuron);
   });
-  if (spec.params.some((one) => one.name === "brush")) {
-    view.addSignalListener("brush", (_, range) => keep(rows, range));
-  }
+  if (brushed) view.addSignalListener("brush", (_, range) => keep(rows, range));
 }
 
 let drawing = 0;
-async function drawAll() {
+/** Every chart anew, but for one of this name. */
+async function drawAll(but) {
   const turn = ++drawing;
   delete document.body.dataset.ready;
   for (const place of document.querySelectorAll(".plot")) {
-    await draw(place);
+    if (place.dataset.figure !== but) await draw(place);
     await new Promise((done) => setTimeout(done));
     if (turn !== drawing) return;
   }
   document.body.dataset.ready = "yes";
 }
 
-function tell(signal, value) {
-  for (const view of views.values()) view.signal(signal, value).runAsync();
-}
-
-/** The neurons inside a brush's ranges, in every other chart; all of them where it is empty. */
+/** The neurons inside a brush's ranges, in every other chart once it rests; all of them where it is empty. */
+let resting;
 function keep(rows, range) {
   const sides = Object.entries(range || {});
   state.kept = sides.length
     ? rows.filter((row) => sides.every(([field, [low, high]]) => row[field] >= low && row[field] <= high))
       .map((row) => row.neuron)
     : null;
-  tell("kept", state.kept);
+  views.get("relation").signal("kept", state.kept).runAsync();
   dress();
+  clearTimeout(resting);
+  resting = setTimeout(() => drawAll("relation"), 300);
 }
 
 /* ---- neurons ---- */
@@ -219,12 +223,18 @@ function showMaps() {
   }
 }
 
+/** The chosen neuron in every chart as it stands, and on the page. */
+function mark() {
+  for (const view of views.values()) view.signal("chosen", state.neuron).runAsync();
+  dress();
+}
+
 function choose(neuron) {
   const row = neuron && Object.values(tables).flatMap(({ rows }) => rows).find((one) => one.neuron === neuron);
   if (neuron && !row) neuron = "";
   const turned = row && row.layer && row.layer !== state.layer;
   state.neuron = neuron;
-  if (turned) { state.layer = row.layer; find("layer").value = row.layer; turn(); } else { tell("chosen", neuron); dress(); }
+  if (turned) { state.layer = row.layer; find("layer").value = row.layer; turn(); } else { mark(); }
   const address = neuron ? "#" + new URLSearchParams({ neuron }) : location.pathname + location.search;
   history.replaceState(null, "", address);
 }
@@ -278,7 +288,7 @@ function start() {
         turn();
       });
     }
-    find("clear").addEventListener("click", () => { state.kept = null; tell("kept", null); choose(""); });
+    find("clear").addEventListener("click", () => { choose(""); if (state.kept !== null) turn(); });
     document.addEventListener("keydown", (event) => { if (event.key === "Escape") choose(""); });
     window.addEventListener("hashchange", follow);
   }
@@ -304,7 +314,7 @@ function start() {
     if (document.body.clientWidth === wide) return;
     wide = document.body.clientWidth;
     clearTimeout(waiting);
-    waiting = setTimeout(drawAll, 200);
+    waiting = setTimeout(() => drawAll(), 200);
   });
 }
 
