@@ -1,7 +1,4 @@
-"""The picture of the report in the README: make screenshot.
-
-    python docs/screenshot.py RUN PICTURE
-"""
+"""The picture of the report in the README, from a run folder: make screenshot."""
 
 from __future__ import annotations
 
