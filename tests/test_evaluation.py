@@ -26,7 +26,15 @@ from fragile_neurons.workflows import run_subject, silent
 
 ATTACKS = ("fgsm", "pgd-margin", "sign-noise")
 EPSILONS = ("0.02", "0.06")
-RUN_FILES = {"spec.toml", "summary.json", "summary.md", "images.parquet", "run.db"}
+RUN_FILES = {
+    "spec.toml",
+    "summary.json",
+    "summary.md",
+    "report.html",
+    "images.parquet",
+    "examples.npz",
+    "run.db",
+}
 
 
 @pytest.fixture(autouse=True)

@@ -45,6 +45,8 @@ FILES = {
     "spec.toml",
     "summary.json",
     "summary.md",
+    "report.html",
+    "examples.npz",
     "run.db",
     "gains.csv",
     "hardened.safetensors",

@@ -56,6 +56,8 @@ CONTRACT_FILES = {
     "cumulative.parquet",
     "images.parquet",
     "summary.md",
+    "report.html",
+    "examples.npz",
 }
 CONTRACT_COLUMNS = {
     "neurons": [
