@@ -35,7 +35,7 @@ from fragile_neurons.runs.subject import Subject
 
 SMALL = ["--limit", "20", "--neurons", "3", "--device", "cpu"]
 SMALL_RUN = [*SMALL, "--epsilons", "0.1", "--batch-size", "4"]
-UNITS = 22
+UNITS = 23
 COMMANDS = [
     "analyze",
     "evaluate",

@@ -139,6 +139,8 @@ def test_the_reach_is_the_receptive_field(layers: list[nn.Module], reach: int) -
     data = ImageData(
         np.random.default_rng(0).random((8, 1, 24, 24), np.float32), np.arange(8) % 2, ("a", "b")
     )
+    for parameter in module.parameters():  # nothing is dead
+        parameter.data.abs_()
     classifier = Classifier(module, name="fields").eval()
     last = select(classifier, data, layer="all").layers[-1]
     seen = record_reach(classifier, last.site("conv"), data[:][0], (last.map_shape[0] // 2,) * 2)

@@ -92,9 +92,8 @@ CONTRACT_SUMMARY = {
 }
 NEURONS, IMAGES, EPSILON = 4, 40, "0.05"
 BATCH = 8  # 40 images are five batches
-UNITS = (
-    22  # two cheap checks, predictions and disturbances of two spans, drops, patches, curves of five; orders
-)
+UNITS = 23
+"""2 cheap checks, predictions and disturbances of 2 spans, drops, patches, curves of 5, orders, examples."""
 
 
 def small_spec(**changes: object) -> Spec:
@@ -520,6 +519,7 @@ def test_summary_json_has_every_key_and_no_nan(finished: Path, subject: Subject)
         "n": IMAGES,
         "sha256": subject.data.sha256,
         "excluded": [],
+        "classes": list(subject.data.classes),
     }
     assert set(summary["clean_accuracy"]) == {"value", "n", "ci95"}
     assert {"attack", "epsilon", "value", "n", "ci95"} <= set(summary["robust_accuracy"][0])
@@ -915,12 +915,15 @@ def test_a_disk_that_takes_no_more_is_one_message_and_finished_units_are_kept(
     assert (folder / "neurons.csv").read_bytes() == (finished / "neurons.csv").read_bytes()
 
 
+DISK = 3072  # kB
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A real file system of 512 kB; only root can mount one."""
+    """A real file system of 3 MB; only root can mount one."""
     place = tmp_path / "disk"
     place.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", str(place)]
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={DISK}k", "tmpfs", str(place)]
     if not shutil.which("mount") or subprocess.run(mount, capture_output=True).returncode:
         pytest.skip("only root can mount a small file system")
     try:
@@ -936,10 +939,10 @@ def test_a_full_disk_is_one_message_and_the_run_goes_on_when_there_is_room(
     kept = []
     ballast = small_disk / "ballast"
     for free in (0, 20, 40, 60, 100, 140):
-        ballast.write_bytes(b"\0" * 1024 * (512 - free) if free else b"")
+        ballast.write_bytes(b"\0" * 1024 * (DISK - free) if free else b"")
         if free == 0:
             with pytest.raises(OSError, match="No space left"):
-                ballast.write_bytes(b"\0" * 1024 * 600)
+                ballast.write_bytes(b"\0" * 1024 * 2 * DISK)
         engine()
         with pytest.raises(InputError) as error:
             finish(subject, folder)
