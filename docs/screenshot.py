@@ -10,7 +10,7 @@ from pathlib import Path
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
-WIDTH, HEIGHT, COLOURS = 1160, 1560, 96
+WIDTH, HEIGHT, COLOURS = 1160, 2380, 96
 NEURON = "conv1:9"
 
 

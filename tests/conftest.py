@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import OrderedDict
 
 import numpy as np
@@ -11,6 +12,15 @@ from torch import nn
 
 from fragile_neurons import Classifier, ImageData, InputError
 from fragile_neurons.data.catalogue import find_dataset
+
+
+def pytest_configure() -> None:
+    """A core for each worker: two that share their cores wait for each other's threads most of the time."""
+    worker = os.environ.get("PYTEST_XDIST_WORKER")
+    if worker and hasattr(os, "sched_setaffinity"):
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
+        torch.set_num_threads(1)
 
 
 @pytest.fixture

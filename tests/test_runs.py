@@ -343,7 +343,10 @@ def test_a_spec_repeats_a_run_in_another_environment_byte_for_byte(tmp_path: Pat
     assert list(elsewhere.iterdir()) == []
 
 
-@pytest.mark.parametrize(("batch_size", "threads"), [(16, 1), (40, 1), (8, 2), (16, 2)])
+@pytest.mark.parametrize(
+    ("batch_size", "threads"),
+    [(16, 1), (40, 1), *(pytest.param(size, 2, marks=pytest.mark.slow) for size in (8, 16))],
+)
 def test_batch_sizes_and_threads_change_no_clean_prediction_and_no_fifth_digit(
     small_classifier: Classifier,
     small_data: ImageData,
