@@ -918,6 +918,33 @@ def test_a_disk_that_takes_no_more_is_one_message_and_finished_units_are_kept(
     assert (folder / "neurons.csv").read_bytes() == (finished / "neurons.csv").read_bytes()
 
 
+HOLDING = """
+import sys, time
+from pathlib import Path
+from fragile_neurons.runs.folder import alone
+with alone(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_a_second_process_is_refused_and_a_killed_one_leaves_no_lock(
+    subject: Subject, finished: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDING, str(folder)], stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(InputError, match="another process is at work"):
+            run_subject(subject, output=folder, force=True, progress=silent)
+        assert list(folder.iterdir()) == []
+        other.kill()
+    finish(subject, folder)
+    assert (folder / "neurons.csv").read_bytes() == (finished / "neurons.csv").read_bytes()
+
+
 DISK = 3072  # kB
 
 

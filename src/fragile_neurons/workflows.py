@@ -30,6 +30,7 @@ from fragile_neurons.runs.export import (
     write_file,
 )
 from fragile_neurons.runs.folder import (
+    alone,
     open_ledger,
     readable_disk_errors,
     remove_checkpoints,
@@ -211,6 +212,7 @@ def run_subject(subject: Subject, *, output: str | Path | None, force: bool, pro
     folder = Path("runs") / spec.run_name if output is None else Path(output)
     with (
         readable_disk_errors(folder),
+        alone(folder),
         open_ledger(folder, spec, _plan(subject), force=force) as ledger,
         resumable(folder),
     ):
@@ -234,7 +236,7 @@ def run_subject(subject: Subject, *, output: str | Path | None, force: bool, pro
 def report(folder: str | Path) -> Path:
     """Write report.html of a finished run once more; its path."""
     path = open_run(folder).folder / REPORT
-    with readable_disk_errors(path.parent), Ledger(path.parent) as ledger:
+    with readable_disk_errors(path.parent), alone(path.parent), Ledger(path.parent) as ledger:
         write_file(path, partial(write_page, Run(path.parent)))
         ledger.record_files(dict.fromkeys([*ledger.files, REPORT]))
     return path
