@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import shutil
 from collections import OrderedDict
 from html.parser import HTMLParser
 from pathlib import Path
@@ -22,7 +23,7 @@ from typer.testing import CliRunner
 import fragile_neurons as fn
 from fragile_neurons import Classifier, ImageData, InputError, IntegrityError, Run
 from fragile_neurons.cli import app
-from fragile_neurons.report.datasets import Dataset, cell, datasets
+from fragile_neurons.report.datasets import Dataset, attack_names, cell, datasets
 from fragile_neurons.report.figures import latex, write_figures
 from fragile_neurons.report.page import compared, embedded, page
 from fragile_neurons.report.pictures import PALETTE, pairs, png, sheets, signed
@@ -180,7 +181,7 @@ def test_a_page_needs_nothing_from_elsewhere(run: Run) -> None:
     read = Page(page(run))
     for tag, given in read.elements:
         for name in ("src", "href"):
-            assert str(given.get(name, "data:")).startswith("data:"), (tag, given)
+            assert str(given.get(name, "data:")).startswith(("data:", "#")), (tag, given)
     (policy,) = [given["content"] for tag, given in read.elements if given.get("http-equiv")]
     assert str(policy).startswith("default-src 'none'")
 
@@ -195,6 +196,74 @@ def test_the_report_is_part_of_a_run_and_can_be_written_again(run: Run) -> None:
     assert CliRunner().invoke(app, ["report", str(run.folder)]).exit_code == 0
     assert report.read_text(encoding="utf-8") == before
     assert CliRunner().invoke(app, ["verify", str(run.folder)]).exit_code == 0
+
+
+@pytest.mark.parametrize("command", [["report"], ["figures"], ["compare", "OTHER"]])
+def test_a_damaged_run_is_not_shown_nor_made_good(run: Run, tmp_path: Path, command: list[str]) -> None:
+    for name in ("one", "two"):
+        shutil.copytree(run.folder, tmp_path / name)
+    summary = tmp_path / "one" / "summary.json"
+    summary.write_text(summary.read_text().replace('"value": ', '"value": 0', 1))
+    others = [str(tmp_path / "two") for _ in command[1:]]
+    asked = CliRunner().invoke(app, [command[0], str(tmp_path / "one"), *others])
+    assert isinstance(asked.exception, IntegrityError)
+    assert "summary.json" in str(asked.exception)
+    assert isinstance(CliRunner().invoke(app, ["verify", str(tmp_path / "one")]).exception, IntegrityError)
+
+
+def test_a_page_says_what_its_run_did(
+    small_classifier: Classifier, small_data: ImageData, tmp_path: Path
+) -> None:
+    asked = {"epsilons": ["0.1"], "mode": "transfer", "verdict_rule": "below-mean"}
+    run = fn.analyze(small_classifier, small_data, output=tmp_path / "run", **asked)  # type: ignore[arg-type]
+    shown = " ".join(Page(page(run)).texts)
+    assert "below the mean over its layer" in shown
+    assert "made on the whole network (transfer)" in shown
+    assert "McNemar" not in shown
+    assert "attacked anew" not in shown
+    figures = json.loads(Page(page(run)).scripts[0])["figures"]
+    assert "attacked anew" not in json.dumps(figures)
+
+
+def test_pages_of_evaluation_and_hardening_have_the_numbers_of_their_summaries(
+    small_data: ImageData, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    numbered = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 3))
+    classifier, (images, labels) = Classifier(numbered, name="numbered"), small_data[:]
+    optimizer = torch.optim.Adam(classifier.parameters(), 1e-2)
+    for _ in range(20):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(classifier(images), labels).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    classifier.eval()
+    halves = [small_data.take(np.arange(start, 40, 2)) for start in (0, 1)]
+    runs = [
+        fn.evaluate(classifier, small_data, attacks=["fgsm"], epsilons=["0.1"], output=tmp_path / "e"),
+        fn.harden(
+            classifier,
+            val=halves[0],
+            test=halves[1],
+            epsilon="0.1",
+            rule="proportional",
+            alternatives=False,
+            force=True,
+            output=tmp_path / "h",
+        ),
+    ]
+    for run in runs:
+        found, read = run.summary, Page(page(run))
+        shown = " ".join(" ".join(read.texts).split())
+        rows = found["hardening"]["accuracies"] if found["hardening"] else found["robust_accuracy"]
+        for row in rows:
+            if row["attack"] != "pgd-10":
+                low, high = (100 * one for one in row["ci95"])
+                assert f"{100 * row['value']:.1f} % [{low:.1f}, {high:.1f}]" in shown
+    gains = Page(page(runs[1])).tables["gains"]
+    assert [row[:3] for row in gains[1:]] == [[f"0:{channel}", "0", str(channel)] for channel in range(4)]
+    content = json.loads(Page(page(runs[1])).scripts[0])
+    assert set(content["datasets"]["gains"]["columns"]["layer"]["texts"]) == {"0"}  # as the layers are named
+    assert content["layers"] == ["0"]
 
 
 def test_a_run_without_examples_has_a_page_without_pictures(run: Run, tmp_path: Path) -> None:
@@ -250,11 +319,12 @@ def test_a_page_that_a_run_does_not_have_is_an_error(run: Run, tmp_path: Path) -
 
 
 def test_latex_shows_every_mark() -> None:
-    text = latex(["a_b", "c"], [["50 % & $x$ #1 ~^", "\\{}|<>"]])
-    assert text.splitlines()[1:3] == [
-        r"a\_b & c \\",
-        r"50 \% \& \$x\$ \#1 \textasciitilde{}\textasciicircum{} & "
+    text = latex(["a_b", "c"], [["50 % & $x$ #1 ~^", "\\{}|<>"], ["[1]", "*"]])
+    assert text.splitlines()[1:4] == [
+        r"{}a\_b & c \\",
+        r"{}50 \% \& \$x\$ \#1 \textasciitilde{}\textasciicircum{} & "
         r"\textbackslash{}\{\}\textbar{}\textless{}\textgreater{} \\",
+        r"{}[1] & * \\",
     ]
 
 
@@ -272,6 +342,8 @@ def test_runs_beside_each_other(
     assert len(read.tables["accuracy"]) - 1 == 3 + 4  # clean as epsilon 0; FGSM, and the worst case, of one
     with pytest.raises(InputError, match="nothing to compare"):
         compared([run], tmp_path / "compare.html")
+    with pytest.raises(InputError, match="named twice"):
+        compared([run, run], tmp_path / "compare.html")
 
 
 def test_signed_pictures_show_the_sign() -> None:
@@ -313,6 +385,12 @@ def test_sheets_have_a_place_for_each_neuron(run: Run) -> None:
 )
 def test_a_cell_has_its_unit(value: Any, column: str, text: str) -> None:
     assert cell(value, column) == text
+
+
+def test_two_attacks_of_one_name_stay_apart() -> None:
+    paths = ["/one/my.py:f", "/two/my.py:f", "/two/my.py:g", "pgd"]
+    found = {"robust_accuracy": [{"attack": path} for path in paths]}
+    assert list(attack_names(found).values()) == ["/one/my.py:f", "/two/my.py:f", "my.py:g", "PGD"]
 
 
 def test_a_dataset_shows_one_page(run: Run) -> None:

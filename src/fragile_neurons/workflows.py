@@ -41,13 +41,12 @@ from fragile_neurons.runs.ledger import Ledger
 from fragile_neurons.runs.mended import collect_hardening
 from fragile_neurons.runs.plan import Unit, make_plan, plan_evaluation, plan_hardening
 from fragile_neurons.runs.results import collect_results
-from fragile_neurons.runs.run import Run, open_run
+from fragile_neurons.runs.run import REPORT, Run, open_intact_run, open_run
 from fragile_neurons.runs.scoring import scoring_units
 from fragile_neurons.runs.spec import MINUTES, STEPS, EvaluateSpec, HardenSpec, Spec, make_spec
 from fragile_neurons.runs.subject import Subject, open_spec, open_subject, open_to_harden
 from fragile_neurons.sweeps.sampling import STANDARD_ERROR
 
-REPORT = "report.html"
 WRITERS: dict[str, Callable[[Run, Path], None]] = {"summary.md": write_markdown, REPORT: write_page}
 
 log = logging.getLogger(__name__)
@@ -235,10 +234,11 @@ def run_subject(subject: Subject, *, output: str | Path | None, force: bool, pro
 
 def report(folder: str | Path) -> Path:
     """Write report.html of a finished run once more; its path."""
-    path = open_run(folder).folder / REPORT
-    with readable_disk_errors(path.parent), alone(path.parent), Ledger(path.parent) as ledger:
-        write_file(path, partial(write_page, Run(path.parent)))
-        ledger.record_files(dict.fromkeys([*ledger.files, REPORT]))
+    run = open_intact_run(folder)
+    path = run.folder / REPORT
+    with readable_disk_errors(run.folder), alone(run.folder), Ledger(run.folder) as ledger:
+        write_file(path, partial(write_page, run))
+        ledger.record_file(REPORT)
     return path
 
 

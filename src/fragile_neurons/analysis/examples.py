@@ -47,7 +47,8 @@ def observe_examples(
     """The contents of examples.npz.
 
     index, label, epsilon (n,), images (n, c, h, w) uint8, perturbation the same in 127ths of epsilon, int8: a
-    sample of every class, the fooled first, each at the smallest epsilon that fools it, or the largest.
+    sample of every class, fooled, resisted and wrong clean by turns, each at the smallest epsilon that fools
+    it, or the largest.
     clean_top, adversarial_top (n, 3) classes and *_probability. By layer, for the chosen channels:
     kernels/LAYER (channels, 1 or 3, h, w), maps/LAYER (m, clean and adversarial, channels, h, w) of the first
     m images: int8 in 127ths of kernel_scale/LAYER, map_scale/LAYER (channels,). patches/LAYER (channels,
@@ -117,8 +118,9 @@ def _attacked(
         clean_top, clean_probability = _top(classifier(batch.images))
         adversarial_top, adversarial_probability = _top(classifier(adversarial))
     right = clean_top[:, 0] == batch.labels.cpu()
-    rank = torch.where(right, torch.where(fooled.any(dim=0).cpu(), 0, 1), 2)
-    order = torch.argsort(rank[:count], stable=True)
+    outcome = torch.where(right, torch.where(fooled.any(dim=0).cpu(), 0, 1), 2)[:count]
+    turn = torch.stack([(outcome == one).cumsum(0) for one in range(3)])[outcome, torch.arange(count)]
+    order = torch.argsort(3 * turn + outcome)
     budget = torch.tensor([float(epsilon) for epsilon in budgets], dtype=torch.float64)[place.cpu()]
     clean, after = batch.images.cpu()[order], adversarial.cpu()[order]
     change = (after - clean) / budget[order].float().view(-1, 1, 1, 1)

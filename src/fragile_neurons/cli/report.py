@@ -12,8 +12,7 @@ from fragile_neurons.cli.runs import Folder
 from fragile_neurons.report.figures import write_figures
 from fragile_neurons.report.page import compared
 from fragile_neurons.runs.export import write_file
-from fragile_neurons.runs.folder import readable_disk_errors
-from fragile_neurons.runs.run import open_run
+from fragile_neurons.runs.run import open_intact_run
 from fragile_neurons.workflows import report as write_report
 
 
@@ -39,14 +38,13 @@ def figures(
     Example: fragile-neurons figures runs/x --format svg,pdf --layer conv2 --epsilon 0.1
     """
     target = folder / "figures" if output is None else output
-    with readable_disk_errors(target):
-        written = write_figures(
-            open_run(folder),
-            target,
-            [one.strip() for one in formats.split(",")],
-            layer=layer,
-            epsilon=epsilon,
-        )
+    written = write_figures(
+        open_intact_run(folder),
+        target,
+        [one.strip() for one in formats.split(",")],
+        layer=layer,
+        epsilon=epsilon,
+    )
     console.print(f"{target}: {', '.join(path.name for path in written)}")
 
 
@@ -58,7 +56,6 @@ def compare(
 
     Example: fragile-neurons compare runs/a runs/b --output compare.html
     """
-    text = compared([open_run(folder) for folder in folders], output.resolve())
-    with readable_disk_errors(output.parent):
-        write_file(output, lambda path: path.write_text(text, encoding="utf-8"))
+    text = compared([open_intact_run(folder) for folder in folders], output.resolve())
+    write_file(output, lambda path: path.write_text(text, encoding="utf-8"))
     console.print(str(output))

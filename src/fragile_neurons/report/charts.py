@@ -16,11 +16,11 @@ from fragile_neurons.errors import InputError
 from fragile_neurons.norms import format_epsilon
 from fragile_neurons.report.datasets import HARDENED, ORIGINAL, Dataset, named, neuron_rows
 from fragile_neurons.report.drawing import (
-    BLUE,
     CHOSEN,
     GREY,
     HEIGHT,
-    VERMILION,
+    ORANGE,
+    SKY,
     WIDTH,
     Figure,
     colour,
@@ -39,9 +39,16 @@ from fragile_neurons.report.neuron_charts import (
 
 
 def figures(
-    made: dict[str, Dataset], *, tolerance: float = 0.01, chance: float | None = None
+    made: dict[str, Dataset],
+    *,
+    tolerance: float = 0.01,
+    chance: float | None = None,
+    transfer: bool = False,
 ) -> dict[str, Figure]:
-    """Every chart that there are rows for, by name. tolerance: of verdicts. chance: an accuracy."""
+    """Every chart that there are rows for, by name.
+
+    tolerance: of verdicts. chance: an accuracy. transfer: dropped networks saw images made on the whole one.
+    """
     drawn: dict[str, Callable[[], list[tuple[str, Figure]]]] = {
         "accuracy": lambda: [
             (
@@ -49,13 +56,13 @@ def figures(
                 _accuracy(*(_values(made["accuracy"], one) for one in ("attack", "network")), chance),
             )
         ],
-        "neurons": lambda: neuron_figures(made["neurons"], tolerance),
+        "neurons": lambda: neuron_figures(made["neurons"], tolerance, transfer=transfer),
         "targeting": lambda: [("fooled-and-resisted", groups_figure())],
         "by class": lambda: [("targeting-by-class", by_class_figure())],
         "cumulative": lambda: [
             ("cumulative", cumulative_figure(attacked=len(_values(made["cumulative"], "epsilon")) > 1))
         ],
-        "confusion": lambda: [("confusion", _confusion())],
+        "confusion": lambda: [("confusion", _confusion(*_of_confusion(made["confusion"])))],
         "classes": lambda: [("classes", _classes(_values(made["classes"], "series")))],
         "gains": lambda: [("gains", _gains())],
         "strengths": lambda: [("strengths", _strengths())],
@@ -72,10 +79,10 @@ def _values(made: Dataset, column: str) -> tuple[str, ...]:
 @cache
 def _accuracy(attacks: tuple[str, ...], networks: tuple[str, ...], chance: float | None) -> Figure:
     base = rows_of("accuracy").encode(
-        x=alt.X("budget:Q", title="epsilon, L-infinity"),
+        x=alt.X("budget:Q", title="epsilon, L-infinity", axis=alt.Axis(tickCount=6, format="~r")),
         color=colour("attack", attacks),
     )
-    legend = alt.Legend() if len(networks) > 1 else None
+    legend = alt.Legend(symbolType="stroke", symbolSize=400) if len(networks) > 1 else None
     dash = alt.StrokeDash("network:N", sort=list(networks), legend=legend)
     percent = alt.Axis(format="%")
     band = base.mark_area(opacity=0.18).encode(
@@ -83,12 +90,13 @@ def _accuracy(attacks: tuple[str, ...], networks: tuple[str, ...], chance: float
         y2="high:Q",
         detail="network:N",
     )
-    line = base.mark_line(point={"size": 45}).encode(
+    line = base.mark_line().encode(y="value:Q", strokeDash=dash)
+    marks = base.mark_point(filled=True, size=60).encode(
         y="value:Q",
-        strokeDash=dash,
+        shape=alt.Shape("attack:N", scale=alt.Scale(domain=list(attacks))),
         tooltip=["network:N", "attack:N", "epsilon:N", *percents("value", "low", "high"), "n:Q"],
     )
-    layers = [band, line]
+    layers = [band, line, marks]
     if chance is not None:
         at = alt.Chart(alt.InlineData(values=[{"chance": chance}]))
         layers.append(
@@ -98,24 +106,29 @@ def _accuracy(attacks: tuple[str, ...], networks: tuple[str, ...], chance: float
         )
     return Figure(
         "Accuracy against epsilon",
-        "Bands are 95 % Wilson intervals; the dotted line is chance.",
+        "Bands are 95 % Wilson intervals" + ("." if chance is None else "; the dotted line is chance."),
         "accuracy",
         alt.layer(*layers).properties(width=WIDTH, height=HEIGHT + 40),
     )
 
 
+def _of_confusion(made: Dataset) -> tuple[str, int]:
+    """The attack, and the largest shift in either direction."""
+    return made.rows[0]["attack"], max(1, *(abs(row["shift"]) for row in made.rows))
+
+
 @cache
-def _confusion() -> Figure:
+def _confusion(attack: str, largest: int) -> Figure:
     return Figure(
         "Where the attack moves the predictions",
-        "Images attacked minus images clean, by true class and prediction: blue fewer, orange more.",
+        f"Images under {attack} minus images clean, by true class and prediction: blue fewer, orange more.",
         "confusion",
         rows_of("confusion")
         .mark_rect()
         .encode(
-            x=alt.X("predicted:N", title="predicted"),
+            x=alt.X("predicted:N", title="predicted", axis=alt.Axis(labelAngle=-35)),
             y=alt.Y("class:N", title="true class"),
-            color=diverging("shift", 0, "images"),
+            color=diverging("shift", 0, "images", domain=[-largest, largest]),
             tooltip=["class:N", "predicted:N", "clean:Q", "attacked:Q", "shift:Q"],
         )
         .properties(width=WIDTH, height={"step": 20}),
@@ -146,9 +159,9 @@ def _classes(series: tuple[str, ...]) -> Figure:
 def _gains() -> Figure:
     base = rows_of("gains").encode(x=alt.X("channel:O", axis=alt.Axis(labelAngle=0, labelOverlap=True)))
     bars = base.mark_bar(cursor="pointer").encode(
-        y=alt.Y("gain:Q", scale=alt.Scale(type="log")),
+        y=alt.Y("gain:Q", scale=alt.Scale(type="log", nice=False), axis=alt.Axis(format=".2~f")),
         y2=alt.datum(1),
-        color=alt.condition("datum.gain > 1", alt.value(VERMILION), alt.value(BLUE)),
+        color=alt.condition("datum.gain > 1", alt.value(ORANGE), alt.value(SKY)),
         opacity=alt.condition(f"chosen === '' || {CHOSEN}", alt.value(1), alt.value(0.45)),
         tooltip=["neuron:N", "gain:Q", "shift:Q"],
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -26,10 +27,11 @@ NEURON_COLUMNS = (
 
 POINTS = {
     *(f"{side}_{name}" for side in ("clean", "adv") for name in ("drop", "low", "high")),
-    *("transfer_drop", "gap_drop", "clean_change", "robust_change", "sampling_se"),
+    *("transfer_drop", "gap_drop", "clean_change", "robust_change", "difference"),
 }
 PERCENTS = {
-    *("value", "low", "high", "share", "wins", "noise_share", "swap_share"),
+    *("value", "low", "high", "share", "wins", "noise_share", "swap_share", "sampling_se"),
+    *("fooled_share", "resisted_share"),
     *(f"{side}{end}" for side in ("rescue", "inject") for end in ("", "_low", "_high")),
 }
 
@@ -85,9 +87,9 @@ def datasets(run: Run) -> dict[str, Dataset]:
 def accuracy_rows(run: Run) -> list[Row]:
     """A row per network, attack and epsilon, clean as epsilon 0."""
     found = run.summary
-    clean = found["clean_accuracy"]
+    clean, names = found["clean_accuracy"], attack_names(found)
     rows = [
-        _measured(one, network=ORIGINAL, attack=named(one["attack"]), epsilon=one["epsilon"])
+        _measured(one, network=ORIGINAL, attack=names[one["attack"]], epsilon=one["epsilon"])
         for one in found["robust_accuracy"]
     ]
     attacks = dict.fromkeys(row["attack"] for row in rows) or {"none": None}
@@ -119,6 +121,13 @@ def named(attack: str) -> str:
     return NAMES.get(attack, attack.rpartition("/")[2])
 
 
+def attack_names(found: Row) -> dict[str, str]:
+    """The attacks of a run in words; in full where two would have one name."""
+    short = {row["attack"]: named(row["attack"]) for row in found["robust_accuracy"]}
+    counts = Counter(short.values())
+    return {attack: name if counts[name] == 1 else attack for attack, name in short.items()}
+
+
 def _measured(one: Row, **keys: Any) -> Row:
     low, high = one["ci95"]
     return {**keys, "value": one["value"], "low": low, "high": high, "n": one["n"]}
@@ -133,7 +142,7 @@ def _analysis(run: Run) -> dict[str, Dataset]:
         "neurons": Dataset("Neurons", neurons, both),
         "targeting": Dataset(
             "Targeting of fooled and resisted images",
-            [row for row in groups if row["group"] in ("fooled", "resisted")],
+            _fooled_and_resisted(groups),
             both,
         ),
         "by class": Dataset("Targeting by class", _by_class(groups), both),
@@ -155,9 +164,13 @@ def neuron_rows(rows: Iterable[Row], epsilons: Sequence[str]) -> list[Row]:
         }
         for row in rows
     ]
-    for place, by in (("fragility_rank", ("clean_drop", "margin_drop")), ("share_rank", ("share",))):
+    for place, by in (("fragility_rank", "margin_drop"), ("share_rank", "share")):
+        if all(row.get(by) is None for row in named_rows):
+            continue
         seen: Counter[tuple[str, str | None]] = Counter()
-        for row in sorted(named_rows, key=lambda row: [-(row.get(name) or 0.0) for name in by]):
+        for row in sorted(
+            named_rows, key=lambda row: -math.inf if row[by] is None else row[by], reverse=True
+        ):
             seen[row["layer"], row["epsilon"]] += 1
             row[place] = seen[row["layer"], row["epsilon"]]
     return named_rows
@@ -186,6 +199,23 @@ def _groups(run: Run, neurons: dict[tuple[Any, ...], Row]) -> list[Row]:
                 }
             )
     return rows
+
+
+def _fooled_and_resisted(groups: Sequence[Row]) -> list[Row]:
+    """The share on fooled and on resisted images, where there are both."""
+    by = {(row["neuron"], row["epsilon"], row["group"]): row for row in groups}
+    return [
+        {
+            **{name: row[name] for name in ("neuron", "layer", "epsilon", "share_rank")},
+            "fooled_share": row["share"],
+            "resisted_share": other["share"],
+            "difference": shortened(row["share"] - other["share"]),
+            "fooled": row["images"],
+            "resisted": other["images"],
+        }
+        for (neuron, epsilon, group), row in by.items()
+        if group == "fooled" and (other := by.get((neuron, epsilon, "resisted")))
+    ]
 
 
 def _by_class(groups: Sequence[Row]) -> list[Row]:
@@ -260,13 +290,16 @@ def _confusion(run: Run) -> list[Row]:
             "attacked": after[epsilon, label, predicted],
             "shift": after[epsilon, label, predicted] - before[epsilon, label, predicted],
         }
-        for epsilon, label, predicted in sorted({*before, *after}, key=str)
+        for epsilon in dict.fromkeys(epsilon for epsilon, _, _ in after)
+        for label in range(len(classes))
+        for predicted in range(len(classes))
     ]
 
 
 def _classes(found: Row) -> list[Row]:
+    names = attack_names(found)
     return [
-        _measured(per_class, **{"class": name, "series": named(one["attack"]), "epsilon": one["epsilon"]})
+        _measured(per_class, **{"class": name, "series": names[one["attack"]], "epsilon": one["epsilon"]})
         for one in found["robust_accuracy"]
         if len(one["per_class"]) <= MOST_CLASSES
         for name, per_class in one["per_class"].items()

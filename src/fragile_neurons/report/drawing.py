@@ -24,7 +24,7 @@ VERDICT_COLOURS = {
     "fragile": VERMILION,
     "robust": BLUE,
     "antifragile": PURPLE,
-    "null": "#444444",
+    "null": "#7A6F4B",
     "undecided": GREY,
 }
 SHAPES = {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +48,8 @@ def write_figures(
             raise InputError(
                 f"the run has no such {name}",
                 given=chosen[name],
-                allowed=", ".join(map(str, allowed)),
-                fix=f"choose one of them with --{name}",
+                allowed=", ".join(one for one in allowed if one) or f"none: this run has no {name}s",
+                fix=f"choose one of them with --{name}, or leave it out",
             )
     made = datasets(run)
     shown = {name: one.page(**chosen) for name, one in made.items()}
@@ -57,7 +57,7 @@ def write_figures(
     written = []
     for name, figure in figures_of(run, made).items():
         for format_name in formats:
-            content = FORMATS[format_name](_drawn(figure, shown[figure.dataset]))
+            content = FORMATS[format_name](_drawn(figure, shown[figure.dataset], chosen))
             written.append(_write(folder / f"{name}.{format_name}", content))
     for name, dataset in shown.items():
         stem = folder / name.replace(" ", "-")
@@ -70,10 +70,13 @@ def write_figures(
     return written
 
 
-def _drawn(figure: Figure, dataset: Dataset) -> Chart:
+def _drawn(figure: Figure, dataset: Dataset, chosen: Mapping[str, str | None]) -> Chart:
+    """A chart that says which page of the run it shows."""
     drawn = figure.drawn(dataset.rows)
-    drawn["config"] = {**drawn["config"], "background": "white"}
-    return drawn
+    where = {"layer": chosen["layer"], "epsilon": chosen["epsilon"] and f"epsilon {chosen['epsilon']}"}
+    said = [text for name in dataset.paged if (text := where[name])]
+    title = {"title": {"text": ", ".join(said)}} if said else {}
+    return {**drawn, **title, "config": {**drawn["config"], "background": "white"}}
 
 
 def _write(path: Path, content: bytes) -> Path:
@@ -95,11 +98,13 @@ MARKS = {
 }  # fmt: skip
 
 
+def _escaped(text: str) -> str:
+    return "".join(MARKS.get(letter, letter) for letter in " ".join(text.split()))
+
+
 def latex(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     """A tabular of these texts."""
-    rows = [
-        " & ".join("".join(MARKS.get(letter, letter) for letter in " ".join(text.split())) for text in line)
-        for line in (header, *lines)
-    ]
+    shown = [" & ".join(_escaped(text) for text in line) for line in (header, *lines)]
+    rows = [f"{{}}{line}" for line in shown]  # a [ or * at its start would be an option of the line before
     body = " \\\\\n".join(rows)
     return f"\\begin{{tabular}}{{{'l' * len(header)}}}\n{body} \\\\\n\\end{{tabular}}\n"

@@ -9,6 +9,7 @@ import altair as alt
 from fragile_neurons.analysis.verdicts import VERDICTS
 from fragile_neurons.report.datasets import Dataset
 from fragile_neurons.report.drawing import (
+    BLUE,
     CHOSEN,
     GREEN,
     GREY,
@@ -32,13 +33,14 @@ from fragile_neurons.report.drawing import (
 
 def _along(rank: str) -> alt.X:
     """Neurons side by side in the order of a rank; under each its channel."""
-    axis = alt.Axis(labelExpr="split(datum.value, ':')[1]", labelOverlap=True, labelAngle=0, ticks=False)
+    channel = "slice(datum.value, lastindexof(datum.value, ':') + 1)"
+    axis = alt.Axis(labelExpr=channel, labelOverlap=True, labelAngle=0, ticks=False)
     return alt.X("neuron:N", sort=alt.EncodingSortField(rank), title=None, axis=axis)
 
 
-def neuron_figures(made: Dataset, tolerance: float) -> list[tuple[str, Figure]]:
+def neuron_figures(made: Dataset, tolerance: float, *, transfer: bool) -> list[tuple[str, Figure]]:
     columns = set(made.columns)
-    drawn = [("dropout", _dropout(tolerance, attacked="adv_drop" in columns))]
+    drawn = [("dropout", _dropout(tolerance, attacked="adv_drop" in columns, transfer=transfer))]
     if "share" in columns:
         drawn.append(("targeting", _targeting()))
         drawn.append(("relation", _relation(excess="excess" in columns)))
@@ -65,14 +67,15 @@ def _bars(prefix: str, title: str, tolerance: float) -> Panel:
 
 
 @cache
-def _dropout(tolerance: float, *, attacked: bool) -> Figure:
+def _dropout(tolerance: float, *, attacked: bool, transfer: bool) -> Figure:
     panels = [_bars("clean", "clean", tolerance)]
     if attacked:
-        panels.append(_bars("adv", "attacked anew", tolerance))
+        title = "images attacked on the whole network: no verdicts" if transfer else "attacked anew"
+        panels.append(_bars("adv", title, tolerance))
     return Figure(
         "Nodal dropout",
-        "Accuracy lost when one neuron is dropped, the most fragile first, in the same order in both panels, "
-        "with 95 % Tango intervals. Upwards: worse without it. Inside the grey band the neuron is robust.",
+        "Accuracy lost when one neuron is dropped, in both panels in order of the clean margin drop, with "
+        "95 % intervals. Upwards: worse without it. Robust: the whole interval lies inside the grey band.",
         "neurons",
         alt.vconcat(*panels),
     )
@@ -87,11 +90,11 @@ def _targeting() -> Figure:
         tooltip=["neuron:N", *percents("share", "swap_share", "noise_share", "wins"), "excess:Q"],
     )
     swap = base.mark_tick(thickness=2.5, color=VERMILION).encode(y="swap_share:Q")
-    noise = base.mark_tick(thickness=2.5, color="#444444", opacity=0.75).encode(y="noise_share:Q")
+    noise = base.mark_tick(thickness=2.5, color=GREY).encode(y="noise_share:Q")
     return Figure(
         "Which neurons the attack strikes",
-        "Bars: share of the layer's disturbance by FGSM. Orange ticks: by another image's FGSM; dark ticks: "
-        "by random noise. A bar above its orange tick is aimed at.",
+        "Bars: share of the layer's disturbance by FGSM. Orange ticks: by another image's FGSM; grey ticks: "
+        "by random noise. A bar above its orange tick is struck more than by the attack on another image.",
         "neurons",
         alt.layer(bars, swap, noise).properties(width=WIDTH, height=HEIGHT),
     )
@@ -99,18 +102,18 @@ def _targeting() -> Figure:
 
 @cache
 def groups_figure() -> Figure:
-    chart = rows_of("targeting").mark_point(filled=True, size=46, cursor="pointer")
+    chart = rows_of("targeting").mark_bar(cursor="pointer")
     return Figure(
         "Fooled against resisted",
-        "The same share over the images that the attack fooled, and over those that resisted.",
+        "Share over the images that the attack fooled minus share over those that resisted: upwards, the "
+        "neuron is struck more where the attack works. In the order of the chart above, without intervals.",
         "targeting",
         chart.encode(
             x=_along("share_rank"),
-            y=alt.Y("share:Q", axis=alt.Axis(format=".1%"), scale=alt.Scale(zero=False)),
-            color=colour("group", ["resisted", "fooled"]),
-            shape=alt.Shape("group:N", scale=alt.Scale(domain=["resisted", "fooled"])),
-            opacity=alt.condition(f"chosen === '' || {CHOSEN}", alt.value(1), alt.value(0.3)),
-            tooltip=["neuron:N", "group:N", *percents("share", "wins"), "images:Q"],
+            y=alt.Y("difference:Q", title="fooled minus resisted", axis=alt.Axis(format="+.2%"), stack=None),
+            color=alt.condition("datum.difference > 0", alt.value(VERMILION), alt.value(BLUE)),
+            opacity=alt.condition(f"chosen === '' || {CHOSEN}", alt.value(1), alt.value(0.45)),
+            tooltip=["neuron:N", *percents("fooled_share", "resisted_share"), *points("difference")],
         ).properties(width=WIDTH, height=HEIGHT),
     )
 
@@ -127,7 +130,8 @@ def by_class_figure() -> Figure:
             x=_along("share_rank"),
             y=alt.Y("class:N", title=None),
             color=diverging("relative_share", 1, "times"),
-            stroke=alt.condition(CHOSEN, alt.value("#000000"), alt.value(None)),
+            stroke=alt.condition(CHOSEN, alt.value(GREEN), alt.value(None)),
+            strokeWidth=alt.value(2),
             tooltip=["neuron:N", "class:N", *percents("share"), "relative_share:Q", "images:Q"],
         ).properties(width=WIDTH, height={"step": 16}),
     )
@@ -138,7 +142,7 @@ def _patching() -> Figure:
     def panel(name: str, colour: str, title: str) -> Panel:
         base = rows_of("neurons").encode(x=_along("share_rank"))
         points = base.mark_point(filled=True, size=46, color=colour, cursor="pointer").encode(
-            y=alt.Y(f"{name}:Q", title=title, axis=alt.Axis(format=".0%")),
+            y=alt.Y(f"{name}:Q", title=title, axis=alt.Axis(format=".1%")),
             opacity=alt.condition(f"chosen === '' || {CHOSEN}", alt.value(1), alt.value(0.3)),
             tooltip=["neuron:N", *percents(name, f"{name}_low", f"{name}_high")],
         )
@@ -162,8 +166,11 @@ def _relation(*, excess: bool) -> Figure:
             color=verdict_colour("clean_verdict"),
             opacity=alt.condition(f"({KEPT}) && (chosen === '' || {CHOSEN})", alt.value(1), alt.value(0.3)),
         )
-        across = alt.X(f"{x}:Q", title=x_title, scale=alt.Scale(zero=False))
-        up = alt.Y(f"{y}:Q", title=y_title, scale=alt.Scale(zero=False))
+        percent = [
+            alt.Axis(format=".2~%") if name in ("share", "clean_drop") else alt.Axis() for name in (x, y)
+        ]
+        across = alt.X(f"{x}:Q", title=x_title, scale=alt.Scale(zero=False), axis=percent[0])
+        up = alt.Y(f"{y}:Q", title=y_title, scale=alt.Scale(zero=False), axis=percent[1])
         shapes = alt.Scale(domain=list(VERDICTS), range=[SHAPES[name] for name in VERDICTS])
         points = base.mark_point(filled=True, cursor="pointer").encode(
             x=across,
@@ -189,8 +196,9 @@ def _relation(*, excess: bool) -> Figure:
         panels.append(scatter("excess", "margin_drop", "excess", "clean margin drop", brush))
     return Figure(
         "Fragility against targeting",
-        "A point is a neuron. First the paper's question, then the controlled one: drag a rectangle there to "
-        "keep only these neurons in the other charts.",
+        "A point is a neuron, on all images; the coefficients above come from halves of them. First the "
+        "paper's question, then the controlled one: drag a rectangle in the lower chart to keep only these "
+        "neurons in the others.",
         "neurons",
         alt.vconcat(*panels),
     )
@@ -202,7 +210,15 @@ def cumulative_figure(*, attacked: bool) -> Figure:
         base = (
             rows_of("cumulative")
             .transform_filter(test)
-            .encode(x=alt.X("dropped:Q", title="neurons dropped"), color=colour("order"))
+            .encode(
+                x=alt.X(
+                    "dropped:Q",
+                    title="neurons dropped",
+                    axis=alt.Axis(tickMinStep=1),
+                    scale=alt.Scale(nice=False),
+                ),
+                color=colour("order"),
+            )
         )
         band = base.mark_area(opacity=0.18).encode(
             y=alt.Y("low:Q", title="accuracy", axis=alt.Axis(format="%"), scale=alt.Scale(domain=[0, 1])),

@@ -20,6 +20,7 @@ from fragile_neurons.report.charts import figures
 from fragile_neurons.report.datasets import (
     Dataset,
     accuracy_rows,
+    attack_names,
     cell,
     datasets,
     named,
@@ -28,8 +29,10 @@ from fragile_neurons.report.datasets import (
 )
 from fragile_neurons.report.drawing import Figure
 from fragile_neurons.report.pictures import pairs, sheets
+from fragile_neurons.report.tables import FRAGILE, TARGETED, Columns, last_epsilon, top_neurons
 from fragile_neurons.runs.run import Run
 
+TOP = 10
 MOST_ROWS = 5_000  # of a table on the page; the run's files have all
 SECTIONS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
     "accuracy": ("How robust is it?", ("accuracy",), ("accuracy",)),
@@ -80,10 +83,14 @@ def page(run: Run) -> str:
         headlines=headlines,
         headline=next((pair for pair in reversed(headlines) if pair["layer"] == first), None),
         attack=named(run.spec.shown_attack),
+        names=attack_names(found),
         verdict_rows=_verdict_rows(found),
         check_rows=[evaluation.check_row(check) for check in found["checks"]],
         provenance=_provenance(found),
-        again=f"fragile-neurons {run.command} --spec spec.toml --output runs/again",
+        fragile_rows=_top(run, FRAGILE, "margin_drop"),
+        targeted_rows=_top(run, TARGETED, "share"),
+        headline_rows=[[pair["layer"], sentences.headline(pair)] for pair in headlines],
+        again=f"fragile-neurons {run.command} --spec RUN/spec.toml --output runs/again",
         content=_content(run, made, drawn),
     )
 
@@ -92,7 +99,8 @@ def figures_of(run: Run, made: dict[str, Dataset]) -> dict[str, Figure]:
     """The charts of a run's datasets, with what they need to know of the run."""
     spec, classes = run.summary["spec"], run.summary["data"].get("classes")
     chance = 1 / len(classes) if classes else None
-    return figures(made, tolerance=spec.get("tolerance", 0.01), chance=chance)
+    transfer = spec.get("mode") == "transfer"
+    return figures(made, tolerance=spec.get("tolerance", 0.01), chance=chance, transfer=transfer)
 
 
 def pages(run: Run) -> tuple[list[str | None], list[str | None]]:
@@ -103,6 +111,14 @@ def pages(run: Run) -> tuple[list[str | None], list[str | None]]:
         [spec["epsilon"]] if run.command == "harden" else [one for one in spec["epsilons"] if number(one)]
     )
     return layers or [None], epsilons or [None]
+
+
+def _top(run: Run, columns: Columns, by: str) -> tuple[list[str], list[list[str]]]:
+    """A header, and the neurons of all layers with the largest values in a column, at the largest epsilon."""
+    if run.command != "analyze":
+        return [], []
+    rows = top_neurons(run, by, last_epsilon(run), TOP)
+    return list(columns), [[make(row) for make in columns.values()] for row in rows]
 
 
 def _verdict_rows(found: dict[str, Any]) -> list[list[str]]:
@@ -129,12 +145,15 @@ def _listed(value: Any) -> str:
 def _content(run: Run, made: dict[str, Dataset], drawn: dict[str, Figure]) -> dict[str, Any]:
     """What the script of a page works on."""
     layers, epsilons = pages(run)
+    shown = {"layers": layers, "epsilons": epsilons, "sheets": sheets(run.examples)}
+    return shown | _drawn(made, drawn)
+
+
+def _drawn(made: dict[str, Dataset], drawn: dict[str, Figure]) -> dict[str, Any]:
+    """The tables and charts of a page."""
     return {
-        "layers": layers,
-        "epsilons": epsilons,
         "datasets": {name: _columns(one) for name, one in made.items()},
         "figures": {name: {"spec": one.spec, "dataset": one.dataset} for name, one in drawn.items()},
-        "sheets": sheets(run.examples),
     }
 
 
@@ -161,7 +180,15 @@ def compared(runs: Sequence[Run], output: Path) -> str:
             allowed="two or more",
             fix="name more runs",
         )
-    names = _distinct([run.folder.resolve() for run in runs])
+    folders = [run.folder.resolve() for run in runs]
+    if len(set(folders)) < len(folders):
+        raise InputError(
+            "a run is named twice",
+            given=", ".join(map(str, folders)),
+            allowed="each run once",
+            fix="leave the second out",
+        )
+    names = _distinct(folders)
     rows = [
         {**row, "attack": f"{name}, {row['attack']}"}
         for name, run in zip(names, runs, strict=True)
@@ -170,14 +197,8 @@ def compared(runs: Sequence[Run], output: Path) -> str:
     found = [run.summary for run in runs]
     made = {"accuracy": Dataset("Accuracy against epsilon", rows)}
     drawn = figures(made)
-    links = [quote(os.path.relpath(run.folder / "report.html", output.parent)) for run in runs]
-    content = {
-        "layers": [None],
-        "epsilons": [None],
-        "datasets": {name: _columns(one) for name, one in made.items()},
-        "figures": {name: {"spec": one.spec, "dataset": one.dataset} for name, one in drawn.items()},
-        "sheets": {},
-    }
+    links = [quote(os.fsencode(os.path.relpath(run.folder / "report.html", output.parent))) for run in runs]
+    content = {"layers": [None], "epsilons": [None], "sheets": {}} | _drawn(made, drawn)
     return _render(
         "compare.html.j2",
         runs=list(zip(names, links, found, strict=True)),
@@ -201,13 +222,11 @@ def compared(runs: Sequence[Run], output: Path) -> str:
 
 def _distinct(folders: Sequence[Path]) -> list[str]:
     """The folders' names, with as many of the folders above as it takes to tell them apart."""
-    depth = 1
-    while depth < max(len(folder.parts) for folder in folders):
+    for depth in range(1, max(len(folder.parts) for folder in folders) + 1):
         names = ["/".join(folder.parts[-depth:]) for folder in folders]
-        if len(set(names)) == len(set(folders)):
+        if len(set(names)) == len(names):
             break
-        depth += 1
-    return ["/".join(folder.parts[-depth:]) for folder in folders]
+    return names
 
 
 def _render(name: str, **context: Any) -> str:

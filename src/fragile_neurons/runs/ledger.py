@@ -120,10 +120,12 @@ class Ledger:
             rows = [(name, _file_sha256(self.folder / name)) for name in names]
             self._connection.executemany("INSERT INTO files VALUES (?, ?)", rows)
 
-    @property
-    def files(self) -> list[str]:
-        """The names of exported files."""
-        return [name for (name,) in self._rows("SELECT name FROM files")]
+    def record_file(self, name: str) -> None:
+        """Remember the checksum of one that was written anew."""
+        with self._transaction():
+            row = (name, _file_sha256(self.folder / name))
+            self._connection.execute("DELETE FROM files WHERE name = ?", (name,))
+            self._connection.execute("INSERT INTO files VALUES (?, ?)", row)
 
     @property
     def is_exported(self) -> bool:
@@ -135,11 +137,11 @@ class Ledger:
         if (answer := self._one("PRAGMA integrity_check")) != "ok":
             raise self._broken(answer)
         units = [f"unit {unit.id}" for unit in self._damaged_units()]
-        return units + [f"file {name}" for name in self._damaged_files()]
+        return units + [f"file {name}" for name in self.damaged_files()]
 
     def forget_damage(self) -> None:
         """Take back what is not as it was written, so that it is made again."""
-        units, files = self._damaged_units(), self._damaged_files()
+        units, files = self._damaged_units(), self.damaged_files()
         with self._transaction():
             rows = [(unit.id,) for unit in units]
             self._connection.executemany("DELETE FROM results WHERE unit = ?", rows)
@@ -158,7 +160,8 @@ class Ledger:
             return False
         return True
 
-    def _damaged_files(self) -> list[str]:
+    def damaged_files(self) -> list[str]:
+        """Exported files that are not as they were written."""
         rows = self._rows("SELECT name, sha256 FROM files")
         return [name for name, sha256 in rows if _file_sha256(self.folder / name) != sha256]
 

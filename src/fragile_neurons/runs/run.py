@@ -18,6 +18,8 @@ from fragile_neurons.errors import IncompleteError, IntegrityError
 from fragile_neurons.runs.ledger import Ledger
 from fragile_neurons.runs.spec import Spec, make_spec
 
+REPORT = "report.html"
+
 
 @dataclass(frozen=True)
 class Run:
@@ -79,7 +81,8 @@ class Run:
         """After `harden`: a row per channel."""
         path = self.folder / "gains.csv"
         try:
-            return csv.read_csv(path)
+            types = {"layer": pa.string(), "site": pa.string()}
+            return csv.read_csv(path, convert_options=csv.ConvertOptions(column_types=types))
         except (OSError, pa.ArrowException) as error:
             raise IntegrityError(f"{path} cannot be read: {error}") from None
 
@@ -113,3 +116,16 @@ def open_run(folder: str | Path) -> Run:
                 f"  fix:     fragile-neurons resume {path}"
             )
     return Run(path)
+
+
+def open_intact_run(folder: str | Path) -> Run:
+    """The same, to show what it holds: raises IntegrityError where a file is not as it was written."""
+    run = open_run(folder)
+    with Ledger(run.folder) as ledger:
+        damaged = [name for name in ledger.damaged_files() if name != REPORT]
+    if damaged:
+        raise IntegrityError(
+            f"{run.folder} is damaged: {', '.join(damaged)}\n"
+            f"  fix:     fragile-neurons resume {run.folder} makes these again, and only these"
+        )
+    return run

@@ -43,6 +43,8 @@ function fitted(spec, room) {
 async function draw(place) {
   const name = place.dataset.figure;
   const { spec, dataset } = content.figures[name];
+  const where = tables[dataset].paged.map((key) => key === "epsilon" && state[key] ? `epsilon ${state[key]}` : state[key]);
+  place.parentElement.querySelector(".where").textContent = where.filter(Boolean).length ? ` (${where.filter(Boolean).join(", ")})` : "";
   const brushed = spec.params.some((one) => one.name === "brush");
   const rows = brushed ? shown(dataset) : shown(dataset).filter(isKept);
   if (views.has(name)) views.get(name).finalize();
@@ -78,7 +80,7 @@ let resting;
 function keep(rows, range) {
   const sides = Object.entries(range || {});
   state.kept = sides.length
-    ? rows.filter((row) => sides.every(([field, [low, high]]) => row[field] >= low && row[field] <= high))
+    ? rows.filter((row) => sides.every(([field, [low, high]]) => row[field] != null && row[field] >= low && row[field] <= high))
       .map((row) => row.neuron)
     : null;
   views.get("relation").signal("kept", state.kept).runAsync();
@@ -93,6 +95,8 @@ const SORTS = {
   index: (row) => row.channel, fragility: (row) => row.fragility_rank, targeting: (row) => row.share_rank,
   excess: (row) => -(row.excess ?? -Infinity), gain: (row) => -row.gain,
 };
+
+const FRAMES = { clean: "clean_verdict", attacked: "adv_verdict" };
 
 function neurons() {
   return "neurons" in tables ? shown("neurons") : "gains" in tables ? shown("gains") : [];
@@ -133,6 +137,12 @@ function picture(channel, places) {
   return box;
 }
 
+/** What a card's frame says of its neuron: a verdict, or what its gain does. */
+function frame(row) {
+  if (row.gain !== undefined) return row.gain > 1 ? "amplified" : row.gain < 1 ? "compressed" : "unchanged";
+  return row[FRAMES[find("frame").value]] || "undecided";
+}
+
 function showCards() {
   const box = find("cards");
   if (!box) return;
@@ -143,10 +153,9 @@ function showCards() {
     card.type = "button";
     card.className = "card";
     card.dataset.neuron = row.neuron;
-    const gained = row.gain > 1 ? "fragile" : row.gain < 1 ? "robust" : "null"; // amplified, compressed, neither
-    card.style.setProperty("--frame", `var(--${row.clean_verdict || gained})`);
+    card.style.setProperty("--frame", `var(--${frame(row)})`);
     const label = document.createElement("span");
-    label.textContent = `${row.channel} ${row.clean_verdict || `× ${row.gain.toPrecision(3)}`}`;
+    label.textContent = `#${row.channel} ${row.gain === undefined ? frame(row) : `gain ${row.gain.toPrecision(3)}`}`;
     card.append(picture(row.channel, places), label);
     card.addEventListener("click", () => choose(state.neuron === row.neuron ? "" : row.neuron));
     return card;
@@ -154,7 +163,7 @@ function showCards() {
   box.replaceChildren(...cards);
   const { kernels } = content.sheets[state.layer] || {};
   find("scale").parentElement.hidden = !kernels;
-  const present = new Set(neurons().map((row) => row.clean_verdict).filter(Boolean));
+  const present = new Set(neurons().map(frame));
   document.querySelector(".frames").replaceChildren(...[...present].map((verdict) => {
     const one = document.createElement("span");
     const mark = document.createElement("i");
@@ -179,11 +188,15 @@ function dress() {
     row.classList.toggle("chosen", neuron !== undefined && neuron === state.neuron);
   }
   find("chosen").textContent = [
-    state.neuron, state.kept === null ? "" : `${state.kept.length} neurons kept`].filter(Boolean).join(", ");
+    state.neuron, state.kept === null ? "" : `${state.kept.length} kept by the brush`].filter(Boolean).join(", ");
   find("clear").hidden = !state.neuron && state.kept === null;
   showNumbers();
   showMaps();
 }
+
+const NUMBERS = new Set([
+  "clean drop", "clean low", "clean high", "clean verdict", "adv drop", "adv low", "adv high", "adv verdict", "margin drop",
+  "share", "swap share", "noise share", "excess", "rescue", "inject", "weight norm", "gain", "shift"]);
 
 /** The chosen neuron's row of the first table that has one, as it stands there. */
 function showNumbers() {
@@ -195,6 +208,7 @@ function showNumbers() {
   const heads = [...row.closest("table").querySelectorAll("th")];
   const list = document.createElement("dl");
   heads.forEach((head, place) => {
+    if (!NUMBERS.has(head.textContent)) return;
     const pair = document.createElement("div");
     const term = document.createElement("dt");
     const value = document.createElement("dd");
@@ -254,13 +268,18 @@ function options(select, values, chosen) {
   select.parentElement.hidden = values.length < 2;
 }
 
-function download(name) {
-  const { columns, rows } = tables[name];
+function download(button) {
+  const name = button.dataset.dataset || "table";
+  const table = button.closest(".scroll, .twin").querySelector("table");
+  const read = (row) => [...row.cells].map((one) => one.textContent);
+  const { columns, rows } = tables[name] || { columns: [], rows: [] };
   const quoted = (value) => {
     const text = value == null ? "" : String(value);
     return /[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
   };
-  const lines = [columns, ...rows.map((row) => columns.map((column) => row[column]))];
+  const lines = name in tables
+    ? [columns, ...rows.map((row) => columns.map((column) => row[column]))]
+    : [...table.rows].map(read);
   const link = document.createElement("a");
   link.href = URL.createObjectURL(new Blob([lines.map((line) => line.map(quoted).join(",")).join("\n") + "\n"]));
   link.download = `${name.replaceAll(" ", "-")}.csv`;
@@ -270,12 +289,15 @@ function download(name) {
 
 function follow() {
   const neuron = new URLSearchParams(location.hash.slice(1)).get("neuron");
-  if (neuron && neuron !== state.neuron) choose(neuron);
+  if (!neuron || neuron === state.neuron) return;
+  choose(neuron);
+  if (state.neuron) document.querySelector(".card[aria-pressed='true']").scrollIntoView({ block: "center" });
+  else find("chosen").textContent = `there is no neuron ${neuron} in this run`;
 }
 
 function start() {
   for (const button of document.querySelectorAll(".download")) {
-    button.addEventListener("click", () => download(button.dataset.dataset));
+    button.addEventListener("click", () => download(button));
   }
   if (find("layer")) {
     document.querySelector(".controls").classList.add("live");
@@ -288,15 +310,17 @@ function start() {
         turn();
       });
     }
-    find("clear").addEventListener("click", () => { choose(""); if (state.kept !== null) turn(); });
-    document.addEventListener("keydown", (event) => { if (event.key === "Escape") choose(""); });
+    const clear = () => { choose(""); if (state.kept !== null) turn(); };
+    find("clear").addEventListener("click", clear);
+    document.addEventListener("keydown", (event) => { if (event.key === "Escape") clear(); });
     window.addEventListener("hashchange", follow);
   }
   if (find("cards")) {
-    const [row = {}] = neurons();
-    const sorts = Object.keys(SORTS).filter((name) => name === "index" || SORTS[name](row) === SORTS[name](row)
-      && SORTS[name](row) !== undefined && SORTS[name](row) !== Infinity);
-    options(find("sort"), sorts, "index");
+    const all = (tables.neurons || tables.gains || { rows: [] }).rows;
+    options(find("sort"), Object.keys(SORTS).filter((name) => all.some((row) => Number.isFinite(SORTS[name](row)))), "index");
+    const verdicts = Object.keys(FRAMES).filter((name) => all.some((row) => row[FRAMES[name]]));
+    options(find("frame"), verdicts, verdicts.at(-1));
+    find("frame").addEventListener("change", () => { showCards(); dress(); });
     find("sort").addEventListener("change", () => { showCards(); dress(); });
     find("scale").addEventListener("change", () => { showCards(); dress(); });
     find("cards").addEventListener("keydown", (event) => {
@@ -314,7 +338,7 @@ function start() {
     if (document.body.clientWidth === wide) return;
     wide = document.body.clientWidth;
     clearTimeout(waiting);
-    waiting = setTimeout(() => drawAll(), 200);
+    waiting = setTimeout(() => { state.kept = null; dress(); drawAll(); }, 200);
   });
 }
 
