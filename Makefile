@@ -17,7 +17,7 @@ test: $(INSTALLED)  ## lint, types, import floors and the fast tests
 	$(BIN)/pytest
 
 test-slow: $(INSTALLED)  ## simulations and long runs
-	$(BIN)/pytest -m slow
+	$(BIN)/pytest -m slow --dist worksteal
 
 screenshot: $(INSTALLED)  ## docs/report.png, the report of what demo runs; needs chromium
 	$(BIN)/fragile-neurons analyze --output runs/demo

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections import OrderedDict
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from torch import nn
 
 from fragile_neurons import Classifier, ImageData, InputError
@@ -64,6 +67,7 @@ def small_classifier(small_data: ImageData) -> Classifier:
 def cifar10() -> None:
     """Real CIFAR-10 on this machine; fetched if it is not, and skipped where no source can be reached."""
     try:
-        find_dataset("cifar10").fetch(print)
+        with FileLock(Path(tempfile.gettempdir()) / "fragile-neurons-tests-cifar10.lock"):
+            find_dataset("cifar10").fetch(print)
     except InputError as error:
         pytest.skip(str(error))
