@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from filelock import FileLock
+from fitted import fitted
 from torch import nn
 
 from fragile_neurons import Classifier, ImageData, InputError
@@ -54,13 +55,7 @@ def small_classifier(small_data: ImageData) -> Classifier:
         )
     )
     classifier = Classifier(module, mean=[0.4], std=[0.3], name="small")
-    images, labels = small_data[:]
-    optimizer = torch.optim.Adam(classifier.parameters(), 3e-3)
-    for _ in range(12):
-        optimizer.zero_grad()
-        nn.functional.cross_entropy(classifier(images), labels).backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-    return classifier.eval()
+    return fitted(classifier, small_data, steps=12, rate=3e-3)
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from fitted import fitted
 from hostile import PAYLOADS
 from playwright.sync_api import Browser, Locator, Page, sync_playwright
 from torch import nn
@@ -55,16 +56,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     images = (patterns[labels] + generator.integers(-60, 60, (60, 3, 8, 8))).clip(0, 255).astype(np.uint8)
     data = ImageData(images, labels, tuple(PAYLOADS), name=PAYLOADS[5])
     classifier = Classifier(module, name=PAYLOADS[3])
-    optimizer = torch.optim.Adam(classifier.parameters(), 1e-2)
-    for _ in range(15):
-        optimizer.zero_grad()
-        pixels, truth = data[:]
-        nn.functional.cross_entropy(classifier(pixels), truth).backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
+    fitted(classifier, data, steps=15, rate=1e-2)
     folder = tmp_path_factory.mktemp("runs") / "run"
-    return fn.analyze(
-        classifier.eval(), data, layer="all", epsilons=["2/255", "0.1"], output=folder, batch_size=20
-    )
+    return fn.analyze(classifier, data, layer="all", epsilons=["2/255", "0.1"], output=folder, batch_size=20)
 
 
 @dataclass

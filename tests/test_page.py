@@ -15,6 +15,7 @@ import altair as alt
 import numpy as np
 import pytest
 import torch
+from fitted import fitted
 from hostile import PAYLOADS
 from PIL import Image
 from torch import nn
@@ -88,16 +89,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     images = (patterns[labels] + generator.integers(-40, 40, (60, 1, 8, 8))).clip(0, 255).astype(np.uint8)
     data = ImageData(images, labels, tuple(PAYLOADS), name=PAYLOADS[1])
     classifier = Classifier(nn.Sequential(OrderedDict(layers)), name=PAYLOADS[2])
-    optimizer = torch.optim.Adam(classifier.parameters(), 1e-2)
-    for _ in range(20):
-        optimizer.zero_grad()
-        pixels, truth = data[:]
-        nn.functional.cross_entropy(classifier(pixels), truth).backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
+    fitted(classifier, data, steps=20, rate=1e-2)
     folder = tmp_path_factory.mktemp("runs") / "a '<b>&\"#?%"
-    return fn.analyze(
-        classifier.eval(), data, layer="all", epsilons=["2/255", "0.2"], output=folder, batch_size=20
-    )
+    return fn.analyze(classifier, data, layer="all", epsilons=["2/255", "0.2"], output=folder, batch_size=20)
 
 
 def of(value: str, unit: str) -> float:
@@ -230,13 +224,7 @@ def test_pages_of_evaluation_and_hardening_have_the_numbers_of_their_summaries(
 ) -> None:
     torch.manual_seed(0)
     numbered = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 3))
-    classifier, (images, labels) = Classifier(numbered, name="numbered"), small_data[:]
-    optimizer = torch.optim.Adam(classifier.parameters(), 1e-2)
-    for _ in range(20):
-        optimizer.zero_grad()
-        nn.functional.cross_entropy(classifier(images), labels).backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-    classifier.eval()
+    classifier = fitted(Classifier(numbered, name="numbered"), small_data, steps=20, rate=1e-2)
     halves = [small_data.take(np.arange(start, 40, 2)) for start in (0, 1)]
     runs = [
         fn.evaluate(classifier, small_data, attacks=["fgsm"], epsilons=["0.1"], output=tmp_path / "e"),
