@@ -24,7 +24,8 @@ from typer.testing import CliRunner
 import fragile_neurons as fn
 from fragile_neurons import Classifier, ImageData, InputError, IntegrityError, Run
 from fragile_neurons.cli import app
-from fragile_neurons.report.datasets import Dataset, attack_names, cell, datasets
+from fragile_neurons.report.cells import cell
+from fragile_neurons.report.datasets import Dataset, attack_names, datasets
 from fragile_neurons.report.figures import latex, write_figures
 from fragile_neurons.report.page import compared, embedded, page
 from fragile_neurons.report.pictures import PALETTE, pairs, png, sheets, signed

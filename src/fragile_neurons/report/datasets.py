@@ -25,16 +25,6 @@ NEURON_COLUMNS = (
     "weight_norm", "activation_energy", "sampling_se",
 )  # fmt: skip
 
-POINTS = {
-    *(f"{side}_{name}" for side in ("clean", "adv") for name in ("drop", "low", "high")),
-    *("transfer_drop", "gap_drop", "clean_change", "robust_change", "difference"),
-}
-PERCENTS = {
-    *("value", "low", "high", "share", "wins", "noise_share", "swap_share", "sampling_se"),
-    *("fooled_share", "resisted_share"),
-    *(f"{side}{end}" for side in ("rescue", "inject") for end in ("", "_low", "_high")),
-}
-
 
 @dataclass(frozen=True)
 class Dataset:
@@ -55,19 +45,6 @@ class Dataset:
         wanted = {name: value for name, value in values.items() if name in self.paged}
         rows = [row for row in self.rows if all(row[name] in (None, value) for name, value in wanted.items())]
         return replace(self, rows=rows)
-
-
-def cell(value: Any, column: str) -> str:
-    """A value of a dataset as it is printed."""
-    if value is None:
-        return "–"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if not isinstance(value, float):
-        return str(value)
-    if column in POINTS:
-        return f"{100 * value:+.2f} pp"
-    return f"{100 * value:.2f} %" if column in PERCENTS else f"{value:.4g}"
 
 
 def datasets(run: Run) -> dict[str, Dataset]:

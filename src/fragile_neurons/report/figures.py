@@ -11,7 +11,8 @@ import vl_convert
 from pyarrow import csv
 
 from fragile_neurons.errors import InputError, check_choice
-from fragile_neurons.report.datasets import Dataset, cell, datasets
+from fragile_neurons.report.cells import cell
+from fragile_neurons.report.datasets import Dataset, datasets
 from fragile_neurons.report.drawing import Figure
 from fragile_neurons.report.page import figures_of, pages
 from fragile_neurons.report.tables import table
@@ -88,7 +89,7 @@ def _csv(dataset: Dataset) -> bytes:
     sink = pa.BufferOutputStream()
     columns = {name: [row[name] for row in dataset.rows] for name in dataset.columns}
     csv.write_csv(pa.table(columns), sink, csv.WriteOptions(quoting_style="needed"))
-    return sink.getvalue().to_pybytes()  # type: ignore[no-any-return]
+    return bytes(sink.getvalue())
 
 
 MARKS = {

@@ -16,12 +16,12 @@ from markupsafe import Markup
 
 from fragile_neurons.errors import InputError
 from fragile_neurons.report import evaluation, hardening, sentences
+from fragile_neurons.report.cells import cell
 from fragile_neurons.report.charts import figures
 from fragile_neurons.report.datasets import (
     Dataset,
     accuracy_rows,
     attack_names,
-    cell,
     datasets,
     named,
     number,
