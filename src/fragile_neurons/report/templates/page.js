@@ -75,8 +75,8 @@ async function drawAll(but) {
   document.body.dataset.ready = "yes";
 }
 
-/** The neurons inside a brush's ranges, in every other chart once it rests; all of them where it is empty. */
 let resting;
+/** The neurons inside a brush's ranges, in every other chart once it rests; all of them where it is empty. */
 function keep(rows, range) {
   const sides = Object.entries(range || {});
   state.kept = sides.length
