@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,10 @@ FILE = "run.db"
 PARTIAL = f".{FILE}.partial"
 SCHEMA = """
 CREATE TABLE run (spec TEXT NOT NULL, digest TEXT NOT NULL, plan TEXT NOT NULL);
+CREATE TABLE environment (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE units (position INTEGER PRIMARY KEY, id TEXT UNIQUE NOT NULL, unit TEXT NOT NULL);
 CREATE TABLE results (unit TEXT PRIMARY KEY, arrays BLOB NOT NULL, sha256 TEXT NOT NULL);
+CREATE TABLE failures (unit TEXT PRIMARY KEY, reason TEXT NOT NULL);
 CREATE TABLE files (name TEXT PRIMARY KEY, sha256 TEXT NOT NULL);
 """
 
@@ -63,8 +65,13 @@ class Ledger:
             raise
 
     @classmethod
-    def create(cls, folder: Path, spec: Spec, units: Sequence[Unit]) -> Ledger:
-        """Begin a run in a folder that has none; the file appears whole or not at all."""
+    def create(
+        cls, folder: Path, spec: Spec, units: Sequence[Unit], environment: Mapping[str, str]
+    ) -> Ledger:
+        """Begin a run in a folder that has none; the file appears whole or not at all.
+
+        environment: what decides the last digits of its numbers, by name.
+        """
         partial = folder / PARTIAL
         rows = [(position, unit.id, json.dumps(unit.to_dict())) for position, unit in enumerate(units)]
         _remove_partial(folder)
@@ -73,6 +80,7 @@ class Ledger:
                 connection.executescript(SCHEMA)
                 plan = _plan_sha256(text for _, _, text in rows)
                 connection.execute("INSERT INTO run VALUES (?, ?, ?)", (spec.to_json(), spec.digest, plan))
+                connection.executemany("INSERT INTO environment VALUES (?, ?)", environment.items())
                 connection.executemany("INSERT INTO units VALUES (?, ?, ?)", rows)
             partial.replace(folder / FILE)
         finally:
@@ -104,6 +112,22 @@ class Ledger:
             self._connection.execute(
                 "INSERT OR REPLACE INTO results VALUES (?, ?, ?)", (unit.id, content, _sha256(content))
             )
+            self._connection.execute("DELETE FROM failures WHERE unit = ?", (unit.id,))
+
+    def record_failure(self, unit: Unit, reason: str) -> None:
+        """Remember why a unit has no result; it is computed when the run is resumed."""
+        with self._transaction():
+            self._connection.execute("INSERT OR REPLACE INTO failures VALUES (?, ?)", (unit.id, reason))
+
+    @property
+    def failures(self) -> dict[str, str]:
+        """Why units have no result, by their ids."""
+        return dict(self._rows("SELECT unit, reason FROM failures"))
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What the run was begun in; empty for one that an older version began."""
+        return dict(self._rows("SELECT name, value FROM environment"))
 
     def result(self, unit: Unit) -> Arrays:
         """A stored result; raises IntegrityError where it is not what was stored."""
@@ -111,7 +135,7 @@ class Ledger:
         content, sha256 = rows[0] if rows else (b"", "")
         if not isinstance(content, bytes) or _sha256(content) != sha256:
             raise IntegrityError(f"the result of the unit '{unit.id}' in {self.folder / FILE} is damaged")
-        return load(content)
+        return dict(sorted(load(content).items()))  # safetensors gives them in any order
 
     def record_files(self, names: Iterable[str]) -> None:
         """Remember the checksums of exported files."""
