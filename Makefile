@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-slow screenshot format clean
+.PHONY: demo test test-slow torture screenshot format clean
 
 demo: $(INSTALLED)  ## the paper's experiment on bundled MNIST images: a minute or two
 	$(BIN)/fragile-neurons analyze
@@ -18,6 +18,9 @@ test: $(INSTALLED)  ## lint, types, import floors and the fast tests
 
 test-slow: $(INSTALLED)  ## simulations and long runs
 	$(BIN)/pytest -m slow --dist worksteal
+
+torture: $(INSTALLED)  ## docs/torture.md: runs killed and damaged, nothing lost
+	$(BIN)/python tests/faults/torture.py --kills 50 --flips 100 --output docs/torture.md
 
 screenshot: $(INSTALLED)  ## docs/report.png, the report of what demo runs; needs chromium
 	$(BIN)/fragile-neurons analyze --output runs/demo

@@ -140,7 +140,7 @@ def measure_fits(model: str, steps: int) -> list[Row]:
     train, val = (fn.load_data(name, split=split) for split in ("train", "val"))
     test = fn.load_data(name, limit=TEST_IMAGES)
     selection = select(classifier, test, layer="all")
-    selection = replace(selection, site=common_site(classifier, selection.layers))
+    selection = replace(selection, site=common_site(classifier, selection))
     names = [GAINS, *alternatives(classifier)]
     learners = [make_learner(what, classifier, selection.sites, epsilon) for what in names]
     pace = seconds_per_step(learners, train, BATCH)

@@ -1,21 +1,26 @@
-"""Small networks and images that every test can have."""
+"""Small networks, images and runs that every test can have."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
-from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from filelock import FileLock
-from fitted import fitted
-from torch import nn
+from small import small_images, small_network, small_spec
 
 from fragile_neurons import Classifier, ImageData, InputError
 from fragile_neurons.data.catalogue import find_dataset
+from fragile_neurons.runs.engines import local
+from fragile_neurons.runs.execute import execute_unit
+from fragile_neurons.runs.plan import Unit
+from fragile_neurons.runs.subject import Subject, open_subject
+from fragile_neurons.workflows import run_subject, silent
 
 
 def pytest_configure() -> None:
@@ -29,33 +34,57 @@ def pytest_configure() -> None:
 
 @pytest.fixture
 def small_data() -> ImageData:
-    """40 random images, 1 x 8 x 8, of three classes: a blob whose place depends on the class."""
-    generator = np.random.default_rng(0)
-    labels = np.arange(40) % 3
-    images = generator.integers(0, 120, (40, 1, 8, 8), dtype=np.uint8)
-    for image, label in zip(images, labels, strict=True):
-        image[0, 2 * label : 2 * label + 3, 1:7] += 100
-    return ImageData(images, labels.astype(np.int64), ("one", "two", "three"), name="blobs")
+    return small_images()
 
 
 @pytest.fixture
-def small_classifier(small_data: ImageData) -> Classifier:
-    """conv1 (4 channels), norm, relu, pool, conv2 (6 channels), relu, fc: fitted to the small data."""
-    torch.manual_seed(0)
-    module = nn.Sequential(
-        OrderedDict(
-            conv1=nn.Conv2d(1, 4, 3, padding=1),
-            norm1=nn.BatchNorm2d(4),
-            relu1=nn.ReLU(inplace=True),
-            pool=nn.MaxPool2d(2),
-            conv2=nn.Conv2d(4, 6, 3, padding=1),
-            relu2=nn.ReLU(),
-            flatten=nn.Flatten(),
-            fc=nn.Linear(6 * 16, 3),
-        )
-    )
-    classifier = Classifier(module, mean=[0.4], std=[0.3], name="small")
-    return fitted(classifier, small_data, steps=12, rate=3e-3)
+def small_classifier() -> Classifier:
+    return small_network()
+
+
+@pytest.fixture
+def subject(small_classifier: Classifier, small_data: ImageData) -> Subject:
+    return open_subject(small_spec(), small_classifier, small_data)
+
+
+@pytest.fixture(scope="module")
+def kept() -> dict[str, Path]:
+    return {}
+
+
+@pytest.fixture
+def finished(subject: Subject, kept: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of the small subject; computed once, so tests must not change it."""
+    if "run" not in kept:
+        folder = tmp_path_factory.mktemp("finished") / "run"
+        run_subject(subject, output=folder, force=False, progress=silent)
+        kept["run"] = folder
+    return kept["run"]
+
+
+@pytest.fixture
+def own(finished: Path, tmp_path: Path) -> Path:
+    """A copy of the finished run that a test may damage."""
+    return Path(shutil.copytree(finished, tmp_path / "own"))
+
+
+@pytest.fixture
+def engine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
+    """Watch the engine: a list of the ids of computed units; raise `error` when `stop_at` are computed."""
+
+    def watch(stop_at: int | None = None, error: type[BaseException] = KeyboardInterrupt) -> list[str]:
+        computed: list[str] = []
+
+        def watched(subject: Subject, unit: Unit, *given: Any) -> dict[str, Any]:
+            if len(computed) == stop_at:
+                raise error
+            computed.append(unit.id)
+            return execute_unit(subject, unit, *given)
+
+        monkeypatch.setattr(local, "execute_unit", watched)
+        return computed
+
+    return watch
 
 
 @pytest.fixture(scope="session")

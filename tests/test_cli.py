@@ -381,7 +381,7 @@ def test_a_spec_that_is_not_there_is_refused(command: Command) -> None:
         ('model = "mnist-cnn"', 'model = "mnist-cnn', ["cannot be read", "line"]),
         ("seed = 0", "seed = 0\nsead = 1", ["sead", "Extra inputs are not permitted"]),
         ("seed = 0", "", []),
-        ('model = "mnist-cnn"', "", ["model", "Field required"]),
+        ('model = "mnist-cnn"', "", []),
         ('    "0.1",', '    "8",', ["given:   8", '"8/255"']),
         ('    "0.1",', '    "0.1", "1/10",', ["given twice", "0.1"]),
         ("limit = 20", 'limit = "x"', ["limit", "given:   x"]),
@@ -430,6 +430,73 @@ def test_a_spec_repeats_its_run(command: Command, finished: Path) -> None:
 # --- what is asked for
 
 
+SEVERAL = """
+limit = 20
+neurons = "3"
+epsilons = ["0.1"]
+batch_size = 4
+device = "cpu"
+[[runs]]
+model = "mnist-cnn"
+[[runs]]
+model = "nowhere.py:make"
+data = "mnist"
+[[runs]]
+model = "mnist-cnn"
+seed = 1
+"""
+
+
+def test_several_specs_are_run_and_one_that_fails_stops_no_other(
+    command: Command, finished: Path, computed: list[str]
+) -> None:
+    Path("several.toml").write_text(SEVERAL)
+    outcome = command("analyze", "--spec", "several.toml", "--output", "all")
+    assert outcome.code == 3
+    assert "run 2 of 3: " in outcome.err
+    assert "nowhere.py" in outcome.err
+    assert "1 of 3 runs failed: 2\n" in outcome.err
+    folders = [Path(line.split()[-1]).parent for line in outcome.out.splitlines() if "report.html" in line]
+    assert sorted(folders) == sorted(Path("all").iterdir())
+    assert len(folders) == 2
+    assert same_neurons(folders[0], finished)
+    assert not same_neurons(folders[1], finished)
+    computed.clear()
+    assert command("analyze", "--spec", "several.toml", "--output", "all").code == 3
+    assert computed == []
+
+
+@pytest.mark.parametrize(
+    ("text", "holds"),
+    [
+        ("runs = 3", "runs is not a list of runs"),
+        ("runs = []", "runs is not a list of runs"),
+        ("[[runs]]\nmodel = 3", "the option model is not usable"),
+        ('[[runs]]\nmodel = "mnist-cnn"\ncolour = "red"', "the option colour is not usable"),
+        ('[[runs]]\nmodel = "mnist-cnn"\nmean = ["x"]', "the option mean.0 is not usable"),
+        ('[[runs]]\ncommand = "harden"', "the spec is of another command"),
+    ],
+)
+def test_a_list_that_is_none_or_holds_what_cannot_be_is_refused(
+    command: Command, text: str, holds: str
+) -> None:
+    Path("several.toml").write_text(text)
+    assert_refused(command("analyze", "--spec", "several.toml"), holds)
+
+
+def test_what_a_spec_leaves_out_is_as_without_the_option(asked: Callable[..., AnalyzeSpec]) -> None:
+    Path("short.toml").write_text('model = "mnist-cnn"\n')
+    assert asked("--spec", "short.toml") == asked("--model", "mnist-cnn")
+
+
+def test_an_engine_and_its_options_go_together(command: Command) -> None:
+    assert_refused(command("analyze", *SMALL, "--workers", "2"), "--address and --workers are for another")
+    assert_refused(command("analyze", *SMALL, "--engine", "spark"), "there is no such engine")
+    both = ["--engine", "ray", "--workers", "2", "--address", "127.0.0.1:1"]
+    assert_refused(command("analyze", *SMALL, *both), "a cluster has the workers that it has")
+    assert_nothing_left()
+
+
 class Asked(Exception):  # noqa: N818  (not an error: it carries the spec out)
     pass
 
@@ -441,7 +508,7 @@ def asked(monkeypatch: pytest.MonkeyPatch, command: Command) -> Callable[..., An
     def stop(spec: Spec, **_: object) -> None:
         raise Asked(spec)
 
-    monkeypatch.setattr(importlib.import_module("fragile_neurons.cli.analyze"), "run_spec", stop)
+    monkeypatch.setattr(importlib.import_module("fragile_neurons.cli.running"), "run_spec", stop)
 
     def ask(*options: str) -> AnalyzeSpec:
         with pytest.raises(Asked) as carried:
@@ -623,7 +690,7 @@ def test_another_run_in_the_folder_is_refused_and_replaced_with_force(command: C
     (own / "notes.txt").write_text("mine")
     before = (own / "neurons.csv").read_bytes()
     other = ["analyze", *SMALL_RUN, "--neurons", "2", "--seed", "1", "--output", str(own)]
-    assert_refused(command(*other), str(own), "differs in: seed, found, neurons", "--force")
+    assert_refused(command(*other), str(own), "differs in: seed, neurons, data_sha256, layers", "--force")
     assert (own / "neurons.csv").read_bytes() == before
     assert command(*other, "--force").code == 0
     assert open_run(own).neurons.num_rows == 2
@@ -748,12 +815,13 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background
 from fragile_neurons.cli import main
 from fragile_neurons.runs.engines import local
 
-execute, number, left = local.execute_unit, int(sys.argv.pop(1)), int(sys.argv.pop(1))
+execute, number, times, left = local.execute_unit, *(int(sys.argv.pop(1)) for _ in range(3))
 
 def signalled(*arguments):
     global left
     if left == 0:
-        os.kill(os.getpid(), number)
+        for _ in range(times):
+            os.kill(os.getpid(), number)
     left -= 1
     return execute(*arguments)
 
@@ -762,17 +830,22 @@ main()
 """
 
 
-@pytest.mark.parametrize(("number", "after"), [(signal.SIGINT, 3), (signal.SIGKILL, 4)])
-def test_a_signal_in_the_middle_of_a_run_loses_no_finished_unit(
+@pytest.mark.parametrize(
+    ("number", "times", "stored"),
+    [(signal.SIGINT, 1, 4), (signal.SIGTERM, 1, 4), (signal.SIGINT, 2, 3), (signal.SIGKILL, 1, 3)],
+)
+def test_a_signal_finishes_the_unit_at_work_a_second_one_or_a_kill_loses_at_most_that(
     command: Command,
     finished: Path,
     tmp_path: Path,
     computed: list[str],
     number: signal.Signals,
-    after: int,
+    times: int,
+    stored: int,
 ) -> None:
+    """Signalled when the fourth unit begins."""
     folder = tmp_path / "signalled"
-    arguments = [sys.executable, "-c", SIGNALLED, str(int(number)), str(after)]
+    arguments = [sys.executable, "-c", SIGNALLED, str(int(number)), str(times), "3"]
     process = subprocess.run(
         [*arguments, "analyze", *SMALL_RUN, "--output", str(folder)],
         capture_output=True,
@@ -780,18 +853,19 @@ def test_a_signal_in_the_middle_of_a_run_loses_no_finished_unit(
         timeout=300,
     )
     assert process.stdout == ""
-    if number is signal.SIGINT:
+    if number is not signal.SIGKILL:
         assert process.returncode == 130
+        assert "stopping when this piece of work is done; once more stops at once" in process.stderr
         assert f"interrupted\n  finished units are kept, go on with: fragile-neurons resume {folder}" in (
             process.stderr
         )
         assert "Traceback" not in process.stderr
     else:
         assert process.returncode == -signal.SIGKILL
-    assert_refused(command("status", str(folder)), f"{after} of {UNITS} units done", code=3)
+    assert_refused(command("status", str(folder)), f"{stored} of {UNITS} units done", code=3)
     computed.clear()
     assert command("resume", str(folder)).code == 0
-    assert len(computed) == UNITS - after
+    assert len(computed) == UNITS - stored
     assert same_neurons(folder, finished)
     assert command("verify", str(folder)).code == 0
 
@@ -893,7 +967,7 @@ def test_no_option_at_all_is_the_bundled_network(command: Command, monkeypatch: 
     def carry(spec: Spec, **_: object) -> None:
         raise Asked(spec)
 
-    monkeypatch.setattr(sys.modules["fragile_neurons.cli.evaluate"], "run_spec", carry)
+    monkeypatch.setattr(sys.modules["fragile_neurons.cli.running"], "run_spec", carry)
     with pytest.raises(Asked) as carried:
         command("evaluate")
     spec = carried.value.args[0]
@@ -917,6 +991,21 @@ def test_a_plan_says_what_each_way_costs_and_writes_nothing(command: Command) ->
     ]
     assert "--sweep auto takes exact" in outcome.out
     assert not list(Path().iterdir())
+
+
+def test_a_plan_for_more_images_and_several_workers(command: Command) -> None:
+    found = []
+    for options in ([], ["--images", "40"], ["--images", "20000000", "--workers", "4"]):
+        outcome = command("plan", *SMALL_RUN, *options)
+        assert outcome.code == 0, outcome.err
+        lines = [line.split() for line in outcome.out.splitlines()]
+        row = next(line for line in lines if line[:1] == ["reference"])
+        found.append((int(row[1].replace(",", "")), outcome.out))
+    assert found[1][0] == 2 * found[0][0]
+    assert "20 images of mnist" in found[0][1]
+    assert "20,000,000 images of mnist, 4 workers of" in found[2][1]
+    assert "hours" in found[2][1]
+    assert "minutes" in found[1][1]
 
 
 def test_a_plan_names_the_ways_that_cannot_be_had(command: Command) -> None:

@@ -704,13 +704,12 @@ def test_a_batch_that_is_too_large_ends_the_run_and_a_smaller_one_goes_through(
     module = Small(OrderedDict(small_classifier.module.named_children())).eval()
     classifier = Classifier(module, mean=[0.4], std=[0.3], name="small")
     before = snapshot(module)
-    with caplog.at_level(logging.ERROR), pytest.raises(InputError) as error:
+    with caplog.at_level(logging.ERROR), pytest.raises(fn.IncompleteError) as error:
         fn.analyze(classifier, data, epsilons=[], batch_size=100, output=tmp_path / "large")
     lines = str(error.value).splitlines()
-    assert lines[0] == "a unit of work failed"
-    assert "out of memory: 100 images" in lines[1]
-    assert lines[2] == "  allowed: batches of 100 images"
-    assert "--batch-size" in lines[3]
+    assert lines[0] == "3 units of work failed, 3 of 8 are done and kept"
+    assert lines[1] == "  predictions images 0-99: RuntimeError: out of memory: 100 images"
+    assert lines[4] == "  fix:     if 100 images at once are too many, begin anew with --batch-size;"
     assert not caplog.records
     assert_untouched(module, before)
     with pytest.raises(fn.IncompleteError, match="is not finished"):

@@ -1,4 +1,4 @@
-"""Runs: the same files whatever the order, the unit size, the interruption; no damage goes unseen."""
+"""Runs: plans, specs, the files of the contract, the folder; the model is left as it was."""
 
 from __future__ import annotations
 
@@ -6,15 +6,8 @@ import csv
 import hashlib
 import json
 import math
-import os
-import random
-import resource
-import shutil
-import sqlite3
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -24,6 +17,7 @@ import pyarrow as pa
 import pytest
 import torch
 from pyarrow import parquet
+from small import BATCH, CONTRACT_FILES, EPSILON, IMAGES, NEURONS, UNITS, finish, small_spec
 from torch import nn
 
 from fragile_neurons import (
@@ -31,34 +25,17 @@ from fragile_neurons import (
     ImageData,
     IncompleteError,
     InputError,
-    IntegrityError,
-    Run,
     analyze,
     open_run,
 )
 from fragile_neurons.analysis.selection import select
-from fragile_neurons.runs.engines import local
-from fragile_neurons.runs.execute import execute_unit
 from fragile_neurons.runs.export import write_file
-from fragile_neurons.runs.ledger import PARTIAL, Ledger
-from fragile_neurons.runs.plan import Unit, make_plan, needed
-from fragile_neurons.runs.spec import Spec, make_spec, read_spec
+from fragile_neurons.runs.ledger import Ledger
+from fragile_neurons.runs.plan import make_plan
+from fragile_neurons.runs.spec import Spec, make_spec, read_options
 from fragile_neurons.runs.subject import Subject, open_subject
-from fragile_neurons.workflows import run_spec, run_subject, silent
+from fragile_neurons.workflows import run_subject
 
-CONTRACT_FILES = {
-    "spec.toml",
-    "run.db",
-    "summary.json",
-    "neurons.csv",
-    "neurons.parquet",
-    "targeting.parquet",
-    "cumulative.parquet",
-    "images.parquet",
-    "summary.md",
-    "report.html",
-    "examples.npz",
-}
 CONTRACT_COLUMNS = {
     "neurons": [
         "layer", "channel", "site", "mode", "epsilon", "clean_drop", "clean_low", "clean_high", "clean_lost",
@@ -90,71 +67,6 @@ CONTRACT_SUMMARY = {
     "hardening",
     "checks",
 }
-NEURONS, IMAGES, EPSILON = 4, 40, "0.05"
-BATCH = 8  # 40 images are five batches
-UNITS = 23
-"""2 cheap checks, predictions and disturbances of 2 spans, drops, patches, curves of 5, orders, examples."""
-
-
-def small_spec(**changes: object) -> Spec:
-    options: dict[str, object] = {
-        "model": "small",
-        "data": "blobs",
-        "limit": IMAGES,
-        "epsilons": [EPSILON],
-        "batch_size": BATCH,
-        "threads": 1,
-    }
-    return make_spec(**options | changes)
-
-
-@pytest.fixture
-def subject(small_classifier: Classifier, small_data: ImageData) -> Subject:
-    return open_subject(small_spec(), small_classifier, small_data)
-
-
-@pytest.fixture(scope="module")
-def kept() -> dict[str, Path]:
-    return {}
-
-
-@pytest.fixture
-def finished(subject: Subject, kept: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run of the small subject; computed once, so tests must not change it."""
-    if "run" not in kept:
-        folder = tmp_path_factory.mktemp("finished") / "run"
-        run_subject(subject, output=folder, force=False, progress=silent)
-        kept["run"] = folder
-    return kept["run"]
-
-
-@pytest.fixture
-def own(finished: Path, tmp_path: Path) -> Path:
-    """A copy of the finished run that a test may damage."""
-    return Path(shutil.copytree(finished, tmp_path / "own"))
-
-
-def finish(subject: Subject, folder: Path, *, force: bool = False) -> Run:
-    return run_subject(subject, output=folder, force=force, progress=silent)
-
-
-@pytest.fixture
-def engine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
-    """Watch the engine: a list of the ids of computed units; raise `error` when `stop_at` are computed."""
-
-    def watch(stop_at: int | None = None, error: type[BaseException] = KeyboardInterrupt) -> list[str]:
-        computed: list[str] = []
-
-        def watched(subject: Subject, unit: Unit, *given: Any) -> dict[str, Any]:
-            if len(computed) == stop_at:
-                raise error
-            computed.append(unit.id)
-            return execute_unit(subject, unit, *given)
-
-        monkeypatch.setattr(local, "execute_unit", watched)
-        return computed
-
-    return watch
 
 
 # --- plan
@@ -199,187 +111,15 @@ def test_a_plan_is_always_the_same(small_classifier: Classifier, small_data: Ima
     assert plans[0] == plans[1]
 
 
-# --- the same bytes whatever happens
-
-
-def run_planned(
-    subject: Subject, folder: Path, units: tuple[Unit, ...], order: list[Unit] | None = None
-) -> bytes:
-    """Execute these units in this order, then finish the run; the bytes of neurons.csv."""
-    folder.mkdir()
-    with Ledger.create(folder, subject.spec, units) as ledger:
-        for unit in order or []:
-            given = [(one, ledger.result(one)) for one in needed(unit, units)]
-            ledger.record(unit, execute_unit(subject, unit, given))
-    finish(subject, folder)
-    return (folder / "neurons.csv").read_bytes()
-
-
-@pytest.mark.parametrize("batches_per_unit", [1, 7, 64])
-@pytest.mark.parametrize("neurons_per_unit", [1, 7, 64])
-def test_unit_sizes_do_not_change_a_byte(
-    subject: Subject, finished: Path, tmp_path: Path, batches_per_unit: int, neurons_per_unit: int
-) -> None:
-    units = make_plan(
-        subject.selection,
-        IMAGES,
-        BATCH,
-        batches_per_unit=batches_per_unit,
-        neurons_per_unit=neurons_per_unit,
-    )
-    written = run_planned(subject, tmp_path / "run", units)
-    assert written == (finished / "neurons.csv").read_bytes()
-
-
-@pytest.mark.parametrize("seed", [0, 1])
-def test_the_order_of_units_does_not_change_a_byte(
-    subject: Subject, finished: Path, tmp_path: Path, seed: int
-) -> None:
-    units = make_plan(subject.selection, IMAGES, BATCH, batches_per_unit=1, neurons_per_unit=1)
-    shuffled = random.Random(seed).sample(units, len(units))
-    assert shuffled != list(units)
-    shuffled.sort(key=lambda unit: {"orders": 1, "curves": 2}.get(unit.kind, 0))  # what they need comes first
-    written = run_planned(subject, tmp_path / "run", units, shuffled)
-    assert written == (finished / "neurons.csv").read_bytes()
-    for name in (
-        "summary.json",
-        "neurons.parquet",
-        "targeting.parquet",
-        "cumulative.parquet",
-        "images.parquet",
-    ):
-        assert (tmp_path / "run" / name).read_bytes() == (finished / name).read_bytes()
-
-
-@pytest.mark.parametrize("done", range(0, 23, 3))
-def test_a_kill_at_any_unit_boundary_and_a_resume_do_not_change_a_byte(
-    subject: Subject, finished: Path, tmp_path: Path, engine: Callable[..., list[str]], done: int
-) -> None:
-    with Ledger(finished) as ledger:
-        every = [unit.id for unit in ledger.units()]
-    assert len(every) == UNITS
-    before = engine(stop_at=done)
-    folder = tmp_path / "run"
-    if done < len(every):
-        with pytest.raises(KeyboardInterrupt) as stop:
-            finish(subject, folder)
-        assert f"fragile-neurons resume {folder}" in "".join(stop.value.__notes__)
-        with pytest.raises(IncompleteError, match=f"{len(every) - done} of {len(every)} units are left"):
-            open_run(folder)
-    else:
-        finish(subject, folder)
-    after = engine()
-    finish(subject, folder)
-    assert before + after == every
-    assert (folder / "neurons.csv").read_bytes() == (finished / "neurons.csv").read_bytes()
-
-
-def test_a_kill_between_the_last_unit_and_the_files_is_made_good(
-    subject: Subject, finished: Path, tmp_path: Path, engine: Callable[..., list[str]]
-) -> None:
-    units = make_plan(subject.selection, IMAGES, BATCH)
-    folder = tmp_path / "run"
-    folder.mkdir()
-    with Ledger.create(folder, subject.spec, units) as ledger:
-        for unit in units:
-            given = [(one, ledger.result(one)) for one in needed(unit, units)]
-            ledger.record(unit, execute_unit(subject, unit, given))
-    (folder / ".neurons.csv.partial").write_text("half a line")
-    with pytest.raises(IncompleteError, match=f"0 of {UNITS} units are left"):
-        open_run(folder)
-    computed = engine()
-    finish(subject, folder)
-    assert computed == []
-    assert (folder / "neurons.csv").read_bytes() == (finished / "neurons.csv").read_bytes()
-    assert {path.name for path in folder.iterdir()} == CONTRACT_FILES
-
-
-def test_a_kill_in_the_first_moment_leaves_a_folder_that_can_be_used(
-    subject: Subject, finished: Path, tmp_path: Path
-) -> None:
-    folder = tmp_path / "run"
-    folder.mkdir()
-    (folder / PARTIAL).write_bytes(b"SQLite format 3\0 and no more")
-    (folder / f"{PARTIAL}-journal").write_bytes(b"\0" * 512)
-    finish(subject, folder)
-    assert (folder / "neurons.csv").read_bytes() == (finished / "neurons.csv").read_bytes()
-    assert {path.name for path in folder.iterdir()} == CONTRACT_FILES
-
-
-def test_a_second_run_of_a_finished_one_computes_and_writes_nothing(
-    subject: Subject, own: Path, engine: Callable[..., list[str]]
-) -> None:
-    computed = engine()
-    before = {path.name: path.stat().st_mtime_ns for path in own.iterdir() if path.suffix != ".db"}
-    finish(subject, own)
-    assert computed == []
-    assert before == {path.name: path.stat().st_mtime_ns for path in own.iterdir() if path.suffix != ".db"}
-
-
-REPEAT = """
-import sys
-from pathlib import Path
-from fragile_neurons.runs.spec import read_spec
-from fragile_neurons.workflows import run_spec
-run_spec(read_spec(Path(sys.argv[1])), output=sys.argv[2])
-"""
-
-
-def test_a_spec_repeats_a_run_in_another_environment_byte_for_byte(tmp_path: Path) -> None:
-    spec = make_spec(model="mnist-cnn", data="mnist", limit=20, neurons="3", epsilons=["0.1"], threads=1)
-    first = run_spec(spec, output=tmp_path / "first").folder
-    elsewhere = tmp_path / "elsewhere"
-    elsewhere.mkdir()
-    environment = os.environ | {
-        "OMP_NUM_THREADS": "7",
-        "PYTHONHASHSEED": "7",
-        "LC_ALL": "tr_TR.UTF-8",
-        "TZ": "Asia/Kathmandu",
-    }
-    arguments = [sys.executable, "-c", REPEAT, str(first / "spec.toml"), str(tmp_path / "second")]
-    subprocess.run(arguments, check=True, env=environment, cwd=elsewhere, timeout=300, capture_output=True)
-    for name in ("neurons.csv", "spec.toml", "targeting.parquet", "images.parquet"):
-        assert (tmp_path / "second" / name).read_bytes() == (first / name).read_bytes(), name
-    assert list(elsewhere.iterdir()) == []
-
-
-@pytest.mark.parametrize(
-    ("batch_size", "threads"),
-    [(16, 1), (40, 1), *(pytest.param(size, 2, marks=pytest.mark.slow) for size in (8, 16))],
-)
-def test_batch_sizes_and_threads_change_no_clean_prediction_and_no_fifth_digit(
-    small_classifier: Classifier,
-    small_data: ImageData,
-    finished: Path,
-    tmp_path: Path,
-    batch_size: int,
-    threads: int,
-) -> None:
-    spec = small_spec(batch_size=batch_size, threads=threads)
-    other = finish(open_subject(spec, small_classifier, small_data), tmp_path / "run")
-    images, neurons = open_run(finished).images, open_run(finished).neurons
-    images_too, neurons_too = other.images, other.neurons
-    margin = np.array(images["clean_margin"])
-    decided = np.abs(margin) >= 1e-4
-    assert decided.sum() >= IMAGES - 2
-    same = np.array(images["clean_prediction"]) == np.array(images_too["clean_prediction"])
-    assert same[decided].all()
-    np.testing.assert_allclose(np.array(images_too["clean_margin"]), margin, rtol=1e-5, atol=1e-5)
-    for name in ("clean_drop", "margin_drop", "weight_norm", "activation_energy"):
-        np.testing.assert_allclose(
-            np.array(neurons_too[name]), np.array(neurons[name]), rtol=1e-5, atol=1e-5, err_msg=name
-        )
-
-
 # --- spec
 
 
 def test_a_spec_survives_toml_and_json(subject: Subject, tmp_path: Path) -> None:
     spec = subject.spec.model_copy(update={"mean": (0.1, 0.2), "std": (0.3, 0.4), "weights": 'a "b"\\c'})
     (tmp_path / "spec.toml").write_text(spec.to_toml(), encoding="utf-8")
-    assert read_spec(tmp_path / "spec.toml") == spec
+    assert make_spec(**read_options(tmp_path / "spec.toml")[0]) == spec
     assert Spec.from_json(spec.to_json()) == spec
-    assert read_spec(tmp_path / "spec.toml").digest == spec.digest
+    assert make_spec(**read_options(tmp_path / "spec.toml")[0]).digest == spec.digest
 
 
 def test_a_digest_is_the_hash_of_canonical_json() -> None:
@@ -669,148 +409,6 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     assert [(found.name, found.read_text()) for found in tmp_path.iterdir()] == [("summary.json", "old")]
 
 
-# --- damage
-
-
-def test_a_finished_run_is_whole(finished: Path) -> None:
-    with Ledger(finished) as ledger:
-        assert ledger.damage() == []
-
-
-def flip_in_result(folder: Path, unit: str, position: int) -> None:
-    with closing(sqlite3.connect(folder / "run.db")) as connection, connection:
-        ((content,),) = connection.execute("SELECT arrays FROM results WHERE unit = ?", (unit,)).fetchall()
-        damaged = bytearray(content)
-        damaged[position % len(damaged)] ^= 1 << (position % 8)
-        connection.execute("UPDATE results SET arrays = ? WHERE unit = ?", (bytes(damaged), unit))
-
-
-def flip_in_file(path: Path, position: int) -> None:
-    content = bytearray(path.read_bytes())
-    content[position % len(content)] ^= 1 << (position % 8)
-    path.write_bytes(content)
-
-
-@pytest.mark.parametrize("position", [0, 7_001, -1])
-def test_a_flipped_bit_in_any_stored_result_is_found_and_made_good(
-    subject: Subject, own: Path, finished: Path, position: int, engine: Callable[..., list[str]]
-) -> None:
-    with Ledger(own) as ledger:
-        units = [unit.id for unit in ledger.units()]
-    for unit in units:
-        flip_in_result(own, unit, position)
-        with Ledger(own) as ledger:
-            assert ledger.damage() == [f"unit {unit}"]
-        flip_in_result(own, unit, position)  # back again
-    damaged = units[-1]
-    flip_in_result(own, damaged, position)
-    computed = engine()
-    finish(subject, own)
-    assert computed == [damaged]
-    with Ledger(own) as ledger:
-        assert ledger.damage() == []
-    assert (own / "neurons.csv").read_bytes() == (finished / "neurons.csv").read_bytes()
-
-
-@pytest.mark.parametrize("name", sorted(CONTRACT_FILES - {"run.db"}))
-@pytest.mark.parametrize("position", [0, 1_003, -1])
-def test_a_flipped_bit_in_any_file_is_found(own: Path, name: str, position: int) -> None:
-    flip_in_file(own / name, position)
-    with Ledger(own) as ledger:
-        assert ledger.damage() == [f"file {name}"]
-
-
-def test_a_removed_file_is_found_and_written_again_without_computing(
-    subject: Subject, own: Path, finished: Path, engine: Callable[..., list[str]]
-) -> None:
-    (own / "neurons.csv").unlink()
-    with Ledger(own) as ledger:
-        assert ledger.damage() == ["file neurons.csv"]
-    computed = engine()
-    finish(subject, own)
-    assert computed == []
-    assert (own / "neurons.csv").read_bytes() == (finished / "neurons.csv").read_bytes()
-
-
-def contents(database: Path) -> list[str] | None:
-    try:
-        with closing(sqlite3.connect(database)) as connection:
-            return list(connection.iterdump())
-    except (sqlite3.DatabaseError, UnicodeDecodeError):
-        return None
-
-
-def test_a_flipped_bit_anywhere_in_the_database_is_found_if_it_changes_anything(own: Path) -> None:
-    whole = (own / "run.db").read_bytes()
-    before = contents(own / "run.db")
-    positions = random.Random(0).sample([i for i, byte in enumerate(whole) if byte], 60)
-    found = 0
-    for position in positions:
-        damaged = bytearray(whole)
-        damaged[position] ^= 1 << (position % 8)
-        (own / "run.db").write_bytes(damaged)
-        try:
-            with Ledger(own) as ledger:
-                seen = bool(ledger.damage())
-        except IntegrityError:
-            seen = True
-        (own / "run.db").write_bytes(damaged)
-        assert seen or contents(own / "run.db") == before, position
-        found += seen
-    assert found > 40
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        """UPDATE run SET spec = replace(spec, '"seed":0', '"seed":5')""",
-        """UPDATE run SET spec = replace(spec, '"seed":0', '"seed":')""",
-        """UPDATE run SET spec = replace(spec, '"0.05"', '"8.05"')""",
-        """UPDATE units SET unit = replace(unit, '[0, 1, 2, 3]', '[0, 1, 1, 3]')""",
-        "DELETE FROM units WHERE position = 0",
-        "DROP TABLE run",
-    ],
-)
-def test_a_spec_or_plan_that_is_not_what_was_stored_is_an_integrity_error(own: Path, change: str) -> None:
-    with closing(sqlite3.connect(own / "run.db")) as connection, connection:
-        assert connection.execute(change).rowcount != 0
-    with pytest.raises(IntegrityError, match=r"run\.db cannot be read"):
-        open_run(own)
-
-
-def test_a_truncated_database_is_an_integrity_error_whatever_is_asked(subject: Subject, own: Path) -> None:
-    whole = (own / "run.db").read_bytes()
-    lengths = [0, 1, 15, 100, 4096, len(whole) // 2, len(whole) - 4096, len(whole) - 1]
-    for length in lengths:
-        for ask in (
-            lambda: Ledger(own).damage(),
-            lambda: open_run(own),
-            lambda: finish(subject, own),
-        ):
-            (own / "run.db").write_bytes(whole[:length])
-            try:
-                answer = ask()
-            except IntegrityError as error:
-                assert "run.db" in str(error)  # noqa: PT017  (some lengths leave enough to go on)
-            else:
-                # what is left was enough to name the damage, or to be made good
-                assert length > 4096
-                assert answer
-    (own / "run.db").write_bytes(whole[:4096])
-    with pytest.raises(IntegrityError):
-        open_run(own)
-
-
-def test_a_missing_or_broken_file_is_an_integrity_error(own: Path) -> None:
-    run = open_run(own)
-    (own / "summary.json").write_text("{")
-    (own / "neurons.parquet").write_bytes(b"PAR1")
-    (own / "targeting.parquet").unlink()
-    for read in (lambda: run.summary, lambda: run.neurons, lambda: run.targeting):
-        with pytest.raises(IntegrityError, match="cannot be read"):
-            read()
-
-
 # --- the output folder
 
 
@@ -874,141 +472,6 @@ def test_a_refusal_comes_before_any_folder(
         with pytest.raises(InputError):
             analyze(small_classifier, small_data, **{**asked, **options})
     assert list(tmp_path.iterdir()) == []
-
-
-# --- disks
-
-
-@contextmanager
-def file_size_limit(size: int) -> Iterator[None]:
-    """No file of this process may grow beyond so many bytes: writes fail as on a full disk."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
-def kept_units(folder: Path) -> int:
-    if not (folder / "run.db").exists():
-        return 0
-    with Ledger(folder) as ledger:
-        assert ledger.damage() == []
-        return len(ledger.units()) - len(ledger.pending())
-
-
-@pytest.mark.parametrize("kilobytes", [0, 1, 8, 24, 48, 64])
-def test_a_disk_that_takes_no_more_is_one_message_and_finished_units_are_kept(
-    subject: Subject, finished: Path, tmp_path: Path, kilobytes: int, engine: Callable[..., list[str]]
-) -> None:
-    folder = tmp_path / "run"
-    before = engine()
-    with (
-        file_size_limit(1024 * kilobytes),
-        pytest.raises(InputError, match="the run folder cannot be written"),
-    ):
-        finish(subject, folder)
-    kept = kept_units(folder)
-    assert kept in (len(before), len(before) - 1)
-    assert not [path.name for path in folder.iterdir() if path.name.endswith(".partial")]
-    after = engine()
-    finish(subject, folder)
-    assert len(after) == UNITS - kept
-    assert (folder / "neurons.csv").read_bytes() == (finished / "neurons.csv").read_bytes()
-
-
-HOLDING = """
-import sys, time
-from pathlib import Path
-from fragile_neurons.runs.folder import alone
-with alone(Path(sys.argv[1])):
-    print("held", flush=True)
-    time.sleep(600)
-"""
-
-
-def test_a_second_process_is_refused_and_a_killed_one_leaves_no_lock(
-    subject: Subject, finished: Path, tmp_path: Path
-) -> None:
-    folder = tmp_path / "run"
-    with subprocess.Popen(
-        [sys.executable, "-c", HOLDING, str(folder)], stdout=subprocess.PIPE, text=True
-    ) as other:
-        assert other.stdout is not None
-        assert other.stdout.readline() == "held\n"
-        with pytest.raises(InputError, match="another process is at work"):
-            run_subject(subject, output=folder, force=True, progress=silent)
-        assert list(folder.iterdir()) == []
-        other.kill()
-    finish(subject, folder)
-    assert (folder / "neurons.csv").read_bytes() == (finished / "neurons.csv").read_bytes()
-
-
-DISK = 3072  # kB
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A real file system of 3 MB; only root can mount one."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={DISK}k", "tmpfs", str(place)]
-    if not shutil.which("mount") or subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("only root can mount a small file system")
-    try:
-        yield place
-    finally:
-        subprocess.run(["umount", str(place)], check=True)
-
-
-def test_a_full_disk_is_one_message_and_the_run_goes_on_when_there_is_room(
-    subject: Subject, finished: Path, small_disk: Path, engine: Callable[..., list[str]]
-) -> None:
-    folder = small_disk / "run"
-    kept = []
-    ballast = small_disk / "ballast"
-    for free in (0, 20, 40, 60, 100, 140):
-        ballast.write_bytes(b"\0" * 1024 * (DISK - free) if free else b"")
-        if free == 0:
-            with pytest.raises(OSError, match="No space left"):
-                ballast.write_bytes(b"\0" * 1024 * 2 * DISK)
-        engine()
-        with pytest.raises(InputError) as error:
-            finish(subject, folder)
-        assert "the run folder cannot be written" in str(error.value)
-        assert "full" in str(error.value)
-        ballast.write_bytes(b"")
-        kept.append(kept_units(folder))
-    assert kept == sorted(kept)
-    after = engine()
-    finish(subject, folder)
-    assert len(after) == UNITS - kept[-1]
-    assert (folder / "neurons.csv").read_bytes() == (finished / "neurons.csv").read_bytes()
-
-
-def test_a_read_only_disk_is_one_message_for_reading_and_for_writing(
-    subject: Subject, finished: Path, small_disk: Path
-) -> None:
-    remount = ["mount", "-o", "remount,{}", str(small_disk)]
-    shutil.copytree(finished, small_disk / "run")
-    subprocess.run([part.format("ro") for part in remount], check=True)
-    with pytest.raises(InputError, match=r"cannot be written\n.*Read-only file system"):
-        finish(subject, small_disk / "new")
-    with pytest.raises(InputError, match="cannot be written"):
-        open_run(small_disk / "run")
-    subprocess.run([part.format("rw") for part in remount], check=True)
-    assert open_run(small_disk / "run").neurons.num_rows == NEURONS
-
-
-def test_a_folder_that_cannot_be_made_is_one_message(subject: Subject, tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("mine")
-    for folder in (tmp_path / "file" / "run", Path("/proc/run")):
-        with pytest.raises(InputError) as error:
-            finish(subject, folder)
-        assert str(folder) in str(error.value)
-        assert "choose another --output" in str(error.value)
-    assert (tmp_path / "file").read_text() == "mine"
 
 
 # --- the model
@@ -1082,9 +545,9 @@ def test_the_model_is_bit_identical_after_an_exception_in_the_middle(
     handle = small_classifier.module.get_submodule("pool").register_forward_hook(fail)
     before = state_of(small_classifier)
     threads = torch.get_num_threads()
-    with pytest.raises((FailingAtError, InputError)):
+    with pytest.raises((FailingAtError, InputError, IncompleteError)):
         analyze(small_classifier, small_data, output=tmp_path / "run", epsilons=[EPSILON], batch_size=BATCH)
-    assert calls == passes
+    assert calls >= passes
     assert state_of(small_classifier) == before
     assert torch.get_num_threads() == threads
     handle.remove()

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import ClassVar
+from typing import Any, ClassVar
 
 
 class FragileNeuronsError(Exception):
     """The base of every error of this package; the message can be shown to a user as it is."""
 
     exit_code: ClassVar[int] = 2
+
+    def __reduce__(self) -> tuple[Any, ...]:  # errors travel between processes as their message
+        return type(self).__new__, (type(self), str(self))
 
 
 class InputError(FragileNeuronsError):

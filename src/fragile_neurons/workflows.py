@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from fractions import Fraction
@@ -15,12 +15,15 @@ from fragile_neurons.analysis.verdicts import Rule
 from fragile_neurons.attacks.catalogue import missing_extra
 from fragile_neurons.classifier import Classifier
 from fragile_neurons.data.images import ImageData
+from fragile_neurons.errors import IncompleteError
 from fragile_neurons.evidence import conditions
 from fragile_neurons.honesty import check_inputs
 from fragile_neurons.norms import format_epsilon, parse_epsilon, parse_epsilons
 from fragile_neurons.report.page import write_page
 from fragile_neurons.report.tables import write_markdown
+from fragile_neurons.runs.engines import Engine
 from fragile_neurons.runs.engines.local import run_units
+from fragile_neurons.runs.environment import environment
 from fragile_neurons.runs.evaluation import collect_evaluation
 from fragile_neurons.runs.export import (
     export_analysis,
@@ -33,6 +36,7 @@ from fragile_neurons.runs.folder import (
     alone,
     open_ledger,
     readable_disk_errors,
+    refuse_elsewhere,
     remove_checkpoints,
     resumable,
 )
@@ -48,6 +52,9 @@ from fragile_neurons.runs.subject import Subject, open_spec, open_subject, open_
 from fragile_neurons.sweeps.sampling import STANDARD_ERROR
 
 WRITERS: dict[str, Callable[[Run, Path], None]] = {"summary.md": write_markdown, REPORT: write_page}
+
+RUNS = "runs"
+SHOWN_FAILURES = 3
 
 log = logging.getLogger(__name__)
 
@@ -78,6 +85,7 @@ def analyze(
     batch_size: int = 256,
     seed: int = 0,
     force: bool = False,
+    engine: Engine = run_units,
     progress: Progress = silent,
 ) -> Run:
     """Dropout, targeting and their correlation, into a run folder (default runs/<name>); resumes there."""
@@ -97,7 +105,8 @@ def analyze(
         batch_size=batch_size,
         seed=seed,
     )
-    return run_subject(open_subject(spec, classifier, data), output=output, force=force, progress=progress)
+    subject = open_subject(spec, classifier, data)
+    return run_subject(subject, output=output, force=force, engine=engine, progress=progress)
 
 
 def evaluate(
@@ -110,6 +119,7 @@ def evaluate(
     batch_size: int = 256,
     seed: int = 0,
     force: bool = False,
+    engine: Engine = run_units,
     progress: Progress = silent,
 ) -> Run:
     """Accuracy under each attack and in the worst case, with its checks, into a run folder; resumes there."""
@@ -121,7 +131,8 @@ def evaluate(
         batch_size=batch_size,
         seed=seed,
     )
-    return run_subject(open_subject(spec, classifier, data), output=output, force=force, progress=progress)
+    subject = open_subject(spec, classifier, data)
+    return run_subject(subject, output=output, force=force, engine=engine, progress=progress)
 
 
 def harden(
@@ -147,6 +158,7 @@ def harden(
     batch_size: int = 256,
     seed: int = 0,
     force: bool = False,
+    engine: Engine = run_units,
     progress: Progress = silent,
 ) -> Run:
     """Gains for the neurons of a network, judged on test, into a run folder; resumes there.
@@ -175,7 +187,7 @@ def harden(
     )
     assert isinstance(spec, HardenSpec)
     subject = open_to_harden(spec, classifier, val=val, test=test, train=train)
-    return run_subject(subject, output=output, force=force, progress=progress)
+    return run_subject(subject, output=output, force=force, engine=engine, progress=progress)
 
 
 def _subject_options(classifier: Classifier, data: ImageData) -> dict[str, object]:
@@ -192,31 +204,53 @@ def _subject_options(classifier: Classifier, data: ImageData) -> dict[str, objec
 
 
 def run_spec(
-    spec: Spec, *, output: str | Path | None = None, force: bool = False, progress: Progress = silent
+    spec: Spec,
+    *,
+    output: str | Path | None = None,
+    parent: str | Path | None = None,
+    force: bool = False,
+    engine: Engine = run_units,
+    progress: Progress = silent,
 ) -> Run:
-    """The same for a model and data by name; the run of the same spec is continued or found done."""
-    return run_subject(open_spec(spec), output=output, force=force, progress=progress)
+    """The same for a model and data by name; the run of the same spec is continued or found done.
+
+    output: the run folder. parent: the folder for a run folder of the default name (runs).
+    """
+    subject = open_spec(spec)
+    folder = Path(parent or RUNS) / subject.spec.run_name if output is None else output
+    return run_subject(subject, output=folder, force=force, engine=engine, progress=progress)
 
 
-def resume(folder: str | Path, *, progress: Progress = silent) -> Run:
+def resume(folder: str | Path, *, engine: Engine = run_units, progress: Progress = silent) -> Run:
     """Finish the run in a folder: only what has no result yet, or a damaged one, is computed."""
     with Ledger(Path(folder)) as ledger:
         spec = ledger.spec
-    return run_subject(open_spec(spec), output=folder, force=False, progress=progress)
+    return run_subject(open_spec(spec), output=folder, force=False, engine=engine, progress=progress)
 
 
-def run_subject(subject: Subject, *, output: str | Path | None, force: bool, progress: Progress) -> Run:
-    """Plan, execute, export, report; a finished run is only opened."""
-    spec = subject.spec
-    folder = Path("runs") / spec.run_name if output is None else Path(output)
+def run_subject(
+    subject: Subject,
+    *,
+    output: str | Path | None,
+    force: bool,
+    engine: Engine = run_units,
+    progress: Progress,
+) -> Run:
+    """Plan, execute, export, report; a finished run is only opened.
+
+    Raises IncompleteError where units failed; all others are computed and kept.
+    """
+    spec, here = subject.spec, environment(subject)
+    folder = Path(RUNS) / spec.run_name if output is None else Path(output)
     with (
         readable_disk_errors(folder),
         alone(folder),
-        open_ledger(folder, spec, _plan(subject), force=force) as ledger,
+        open_ledger(folder, spec, _plan(subject), here, force=force) as ledger,
         resumable(folder),
     ):
         ledger.forget_damage()
-        _run_pending(subject, ledger, progress)
+        refuse_elsewhere(ledger, here)
+        _run_pending(subject, ledger, engine, progress)
         if not ledger.is_exported:
             if isinstance(spec, EvaluateSpec):
                 names = export_evaluation(folder, subject, collect_evaluation(subject, ledger))
@@ -265,8 +299,8 @@ def _plan(subject: Subject) -> tuple[Unit, ...]:
     return make_plan(subject.selection, images, batch_size, patched=patched, sampled=sampled)
 
 
-def _run_pending(subject: Subject, ledger: Ledger, progress: Progress) -> None:
-    total, left = len(ledger.units()), len(ledger.pending())
+def _run_pending(subject: Subject, ledger: Ledger, engine: Engine, progress: Progress) -> None:
+    spec, total, left = subject.spec, len(ledger.units()), len(ledger.pending())
     done = total - left
     with progress("units", total) as advance:
         advance(done, "" if left else "all of them before")
@@ -275,11 +309,29 @@ def _run_pending(subject: Subject, ledger: Ledger, progress: Progress) -> None:
                 subject.mending, scratch=ledger.folder, tell=lambda note: advance(done, f"fitting: {note}")
             )
             subject = replace(subject, mending=telling)
-        for unit in run_units(subject, ledger):
+        for unit in engine(subject, ledger):
             done += 1
             advance(done, unit.id)
             if unit.kind == "gradients" and not unit.network:
                 _warn(subject, ledger)
+    if left := len(ledger.pending()):
+        raise IncompleteError(_told(ledger.failures, total - left, total, ledger.folder, spec.batch_size))
+
+
+def _told(failures: Mapping[str, str], done: int, total: int, folder: Path, batch_size: int) -> str:
+    """What to say of a run in which units failed."""
+    shown = [f"  {unit}: {reason}" for unit, reason in list(failures.items())[:SHOWN_FAILURES]]
+    if len(failures) > len(shown):
+        shown.append(f"  and {len(failures) - len(shown)} more: fragile-neurons status {folder}")
+    units = f"{len(failures)} unit{'s' * (len(failures) > 1)}"
+    return "\n".join(
+        [
+            f"{units} of work failed, {done} of {total} are done and kept",
+            *shown,
+            f"  fix:     if {batch_size} images at once are too many, begin anew with --batch-size;",
+            f"           when the cause is mended: fragile-neurons resume {folder}",
+        ]
+    )
 
 
 def _warn(subject: Subject, ledger: Ledger) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import sys
 from typing import Any
 
@@ -59,6 +60,7 @@ def main() -> None:
     logging.basicConfig(
         format="%(message)s", handlers=[RichHandler(console=errors, show_time=False, show_path=False)]
     )
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         app(standalone_mode=True)
     except FragileNeuronsError as error:

@@ -6,11 +6,8 @@ from typing import Annotated
 
 import typer
 
-from fragile_neurons.cli import options
-from fragile_neurons.cli.console import progress
-from fragile_neurons.cli.findings import show_run
+from fragile_neurons.cli import options, running
 from fragile_neurons.runs.spec import Spec, make_spec
-from fragile_neurons.workflows import run_spec
 
 EMBEDDED_EPSILONS = "0.1,0.2"
 
@@ -50,7 +47,11 @@ def analyze(
         str, typer.Option(help="float32, or bfloat16: faster where the processor has it, other numbers.")
     ] = "float32",
     batch_size: options.BatchSize = 256,
+    threads: options.Threads = None,
     seed: options.Seed = 0,
+    engine: running.EngineName = "local",
+    address: running.Address = None,
+    workers: running.Workers = None,
     output: options.Output = None,
     force: options.Force = False,
     spec: options.SpecFile = None,
@@ -72,22 +73,25 @@ def analyze(
       fragile-neurons analyze --model cifar10-resnet20 --layer all --limit 10000 --sweep sampled
 
       fragile-neurons analyze --spec runs/x/spec.toml --output runs/again
+
+      fragile-neurons analyze --spec several.toml --engine ray
     """
-    asked = asked_spec(context)
-    show_run(run_spec(asked, output=output, force=force, progress=progress))
+    asked = asked_specs(context)
+    running.run_specs(asked, output=output, force=force, engine=engine, address=address, workers=workers)
 
 
-def asked_spec(context: typer.Context) -> Spec:
-    """What the options of `analyze` ask for."""
+def asked_specs(context: typer.Context) -> list[Spec]:
+    """What the options of `analyze` ask for; several by a list in a file."""
     given = context.params
     if given["spec"] is not None:
-        return options.read_spec_of("analyze", given["spec"], context)
+        return options.read_specs("analyze", given["spec"], context)
     if not options.asked_for(context):
         given = given | {"epsilons": EMBEDDED_EPSILONS}
     names = ("layer", "neurons", "site", "replace", "mode", "sweep", "verdict_rule", "dtype")
-    return make_spec(
+    asked = make_spec(
         **options.subject_options(given),
         **{name: given[name] for name in names},
         standard_error=options.parse_points(given["standard_error"]),
         tolerance=options.parse_points(given["tolerance"]),
     )
+    return [asked]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,7 +29,44 @@ def say(line: str) -> None:
 
 @contextmanager
 def progress(title: str, total: int) -> Iterator[Callable[[int, str], None]]:
-    """A callback (done so far, note) that draws a bar, or a line every ten seconds."""
+    """A callback (done so far, note) that draws a bar, or a line every ten seconds.
+
+    SIGINT and SIGTERM become a KeyboardInterrupt when more is done; a second one becomes it at once.
+    """
+    with _drawn(title, total) as draw, _stopping() as stopping:
+        before = 0
+
+        def advance(done: int, note: str) -> None:
+            nonlocal before
+            draw(done, note)
+            if stopping.is_set() and done > before:
+                raise KeyboardInterrupt
+            before = done
+
+        yield advance
+
+
+@contextmanager
+def _stopping() -> Iterator[threading.Event]:
+    """Set by the first signal to stop; the next one stops at once."""
+    asked = threading.Event()
+
+    def stop(*_: object) -> None:
+        if asked.is_set():
+            raise KeyboardInterrupt
+        asked.set()
+        say("stopping when this piece of work is done; once more stops at once")
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _drawn(title: str, total: int) -> Iterator[Callable[[int, str], None]]:
     if errors.is_terminal:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         with Progress(*columns, TextColumn("{task.fields[note]}"), console=errors) as bar:

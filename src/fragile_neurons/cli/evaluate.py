@@ -8,11 +8,8 @@ import typer
 
 from fragile_neurons import own
 from fragile_neurons.attacks.catalogue import ATTACKS
-from fragile_neurons.cli import options
-from fragile_neurons.cli.console import progress
-from fragile_neurons.cli.findings import show_run
+from fragile_neurons.cli import options, running
 from fragile_neurons.runs.spec import make_spec
-from fragile_neurons.workflows import run_spec
 
 
 def evaluate(
@@ -36,7 +33,11 @@ def evaluate(
     epsilons: options.Epsilons = None,
     device: options.Device = "auto",
     batch_size: options.BatchSize = 256,
+    threads: options.Threads = None,
     seed: options.Seed = 0,
+    engine: running.EngineName = "local",
+    address: running.Address = None,
+    workers: running.Workers = None,
     output: options.Output = None,
     force: options.Force = False,
     spec: options.SpecFile = None,
@@ -57,7 +58,7 @@ def evaluate(
     """
     if spec is None:
         names = [own.absolute(name) for name in options.split_commas(attacks)]
-        asked = make_spec(command="evaluate", attacks=names, **options.subject_options(context.params))
+        asked = [make_spec(command="evaluate", attacks=names, **options.subject_options(context.params))]
     else:
-        asked = options.read_spec_of("evaluate", spec, context)
-    show_run(run_spec(asked, output=output, force=force, progress=progress))
+        asked = options.read_specs("evaluate", spec, context)
+    running.run_specs(asked, output=output, force=force, engine=engine, address=address, workers=workers)

@@ -6,12 +6,9 @@ from typing import Annotated
 
 import typer
 
-from fragile_neurons.cli import options
-from fragile_neurons.cli.console import progress
-from fragile_neurons.cli.findings import show_run
+from fragile_neurons.cli import options, running
 from fragile_neurons.norms import parse_epsilons
 from fragile_neurons.runs.spec import MINUTES, STEPS, make_spec
-from fragile_neurons.workflows import run_spec
 
 
 def harden(
@@ -60,7 +57,11 @@ def harden(
     epsilons: options.Epsilons = None,
     device: options.Device = "auto",
     batch_size: options.BatchSize = 256,
+    threads: options.Threads = None,
     seed: options.Seed = 0,
+    engine: running.EngineName = "local",
+    address: running.Address = None,
+    workers: running.Workers = None,
     output: options.Output = None,
     force: options.Force = False,
     spec: options.SpecFile = None,
@@ -85,7 +86,7 @@ def harden(
     if spec is None:
         subject = options.subject_options(context.params)
         grid = parse_epsilons(subject["epsilons"])
-        asked = make_spec(
+        one = make_spec(
             command="harden",
             **subject,
             rule=rule,
@@ -101,6 +102,7 @@ def harden(
             keep_energy=keep_energy,
             tolerance=options.parse_points(tolerance),
         )
+        asked = [one]
     else:
-        asked = options.read_spec_of("harden", spec, context)
-    show_run(run_spec(asked, output=output, force=force, progress=progress))
+        asked = options.read_specs("harden", spec, context)
+    running.run_specs(asked, output=output, force=force, engine=engine, address=address, workers=workers)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,7 +16,7 @@ from fragile_neurons.data.catalogue import DEFAULT_LIMIT, count_images, default_
 from fragile_neurons.errors import InputError
 from fragile_neurons.models.loading import TORCHVISION, default_data
 from fragile_neurons.norms import format_epsilon, parse_epsilons
-from fragile_neurons.runs.spec import Spec, read_spec
+from fragile_neurons.runs.spec import Spec, make_spec, read_options
 
 EMBEDDED_MODEL = "mnist-cnn"
 OF_THE_RUN = ("spec", "output", "force")
@@ -57,10 +57,23 @@ Epsilons = Annotated[
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 BatchSize = Annotated[int, typer.Option(help="Images at once.")]
+Threads = Annotated[
+    int | None, typer.Option(min=1, help="Cores of each process; results keep to it. Default: all, up to 8.")
+]
 Seed = Annotated[int, typer.Option(min=0, help="Of every random choice.")]
 Output = Annotated[Path | None, typer.Option(help="The run folder. Default: runs/<model>-<data>-<hash>.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace another run in the folder.")]
-SpecFile = Annotated[Path | None, typer.Option(metavar="FILE", help="Repeat the run of this spec.toml.")]
+SpecFile = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Repeat the run of this spec.toml, or do those of a list [[runs]]."),
+]
+PLAIN: dict[str, object] = {
+    **{"model": EMBEDDED_MODEL, "weights": None, "mean": None, "std": None, "data": None, "split": "test"},
+    **{"limit": None, "resize": None, "skip_bad": False, "epsilons": None, "device": "auto"},
+    **{"batch_size": 256, "threads": None, "seed": 0},
+}
+"""The options that all runs share, where a spec does not say."""
+STAND_INS = {"model": EMBEDDED_MODEL, "data": "mnist", "limit": DEFAULT_LIMIT, "epsilons": ["0.1"]}
 
 
 def subject_options(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -70,6 +83,7 @@ def subject_options(given: Mapping[str, Any]) -> dict[str, Any]:
     epsilons = given["epsilons"]
     budgets = default_epsilons(data) if epsilons is None else split_commas(epsilons)
     return {
+        **({} if given["threads"] is None else {"threads": given["threads"]}),
         "model": own.absolute(model),
         "weights": weights
         if weights in (None, TORCHVISION)
@@ -95,8 +109,8 @@ def asked_for(context: typer.Context) -> set[str]:
     return given - set(OF_THE_RUN)
 
 
-def read_spec_of(command: str, path: Path, context: typer.Context) -> Spec:
-    """The spec in a file, of this command and given alone."""
+def read_specs(command: str, path: Path, context: typer.Context) -> list[Spec]:
+    """The specs in a file that is given alone."""
     if extra := sorted(asked_for(context)):
         raise InputError(
             "--spec stands alone",
@@ -104,26 +118,38 @@ def read_spec_of(command: str, path: Path, context: typer.Context) -> Spec:
             allowed="--spec with --output and --force",
             fix="leave the other options out, or edit a copy of the spec without its [found] table",
         )
-    spec = read_spec(path)
-    if spec.command != command:
-        raise InputError(
-            "the spec is of another command",
-            given=spec.command,
-            allowed=command,
-            fix=f"fragile-neurons {spec.command} --spec {path}",
-        )
-    return spec
+    return specs_in(command, path)
 
 
-def split_commas(text: str) -> list[str]:
-    """The parts of a comma-separated option; none for an empty text."""
+def specs_in(command: str, path: Path) -> list[Spec]:
+    """The specs in a file, all of this command; what they do not say is as without options."""
+    specs = []
+    for options in read_options(path):
+        other = options.get("command", command)
+        if other != command:
+            raise InputError(
+                "the spec is of another command",
+                given=other,
+                allowed=command,
+                fix=f"fragile-neurons {other} --spec {path}",
+            )
+        make_spec(**{"command": command, **STAND_INS, **options})  # refuses what is of a wrong type
+        shared = {name: options.get(name, value) for name, value in PLAIN.items()}
+        specs.append(make_spec(**{"command": command, **options, **subject_options(shared)}))
+    return specs
+
+
+def split_commas(text: str | Sequence[Any]) -> list[Any]:
+    """The parts of a comma-separated option, or of a list; none for an empty text."""
+    if not isinstance(text, str):
+        return list(text)
     return [part.strip() for part in text.split(",")] if text.strip() else []
 
 
-def parse_numbers(name: str, text: object) -> list[float] | None:
-    """Numbers separated by commas, such as the values of --mean; None stays None."""
+def parse_numbers(name: str, text: str | Sequence[float] | None) -> list[float] | None:
+    """Numbers separated by commas, such as the values of --mean, or in a list; None stays None."""
     try:
-        return None if text is None else [float(part) for part in str(text).split(",")]
+        return None if text is None else [float(part) for part in split_commas(text)]
     except ValueError:
         raise InputError(
             f"--{name} is not a list of numbers",

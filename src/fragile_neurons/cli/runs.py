@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from fragile_neurons.cli import running
 from fragile_neurons.cli.console import console, progress
 from fragile_neurons.cli.findings import show_run
 from fragile_neurons.errors import IncompleteError, IntegrityError
@@ -16,12 +17,20 @@ from fragile_neurons.workflows import resume as resume_run
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="A run folder.")]
 
 
-def resume(folder: Folder) -> None:
+def resume(
+    folder: Folder,
+    engine: running.EngineName = "local",
+    address: running.Address = None,
+    workers: running.Workers = None,
+) -> None:
     """Finish an interrupted or damaged run; what is done is not done again.
 
     Example: fragile-neurons resume runs/mnist-cnn-mnist-1a2b3c4d
     """
-    show_run(resume_run(folder, progress=progress))
+    with Ledger(folder) as ledger:
+        threads = ledger.spec.threads
+    with running.opened(engine, address, workers, threads) as computed_by:
+        show_run(resume_run(folder, engine=computed_by, progress=progress))
 
 
 def status(folder: Folder) -> None:
@@ -31,9 +40,13 @@ def status(folder: Folder) -> None:
     """
     with Ledger(folder) as ledger:
         units, left, exported = len(ledger.units()), len(ledger.pending()), ledger.is_exported
+        failures = ledger.failures if left else {}
     state = f"{units - left} of {units} units done"
     if left or not exported:
-        raise IncompleteError(f"{folder}: {state}\n  fix:     fragile-neurons resume {folder}")
+        failed = [f"  failed:  {unit}: {reason}" for unit, reason in failures.items()]
+        raise IncompleteError(
+            "\n".join([f"{folder}: {state}", *failed, f"  fix:     fragile-neurons resume {folder}"])
+        )
     console.print(f"{folder}: {state}, all files written")
 
 

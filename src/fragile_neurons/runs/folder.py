@@ -5,11 +5,12 @@ from __future__ import annotations
 import errno
 import os
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from fragile_neurons.errors import InputError, IntegrityError
+from fragile_neurons.runs.environment import difference
 from fragile_neurons.runs.export import FILES
 from fragile_neurons.runs.ledger import FILE, PARTIAL, Ledger, disk_error
 from fragile_neurons.runs.plan import CHECKPOINT, Unit
@@ -23,8 +24,10 @@ except ImportError:  # Windows
 REPORTS = ("summary.md", "report.html")
 
 
-def open_ledger(folder: Path, spec: Spec, units: Sequence[Unit], *, force: bool) -> Ledger:
-    """The ledger of this spec in this folder: continued if it is there, else begun.
+def open_ledger(
+    folder: Path, spec: Spec, units: Sequence[Unit], made_in: Mapping[str, str], *, force: bool
+) -> Ledger:
+    """The ledger of this spec in this folder: continued if it is there, else begun in this environment.
 
     Raises InputError for a folder with another run (unless `force`: its files are removed) or with
     anything else (always).
@@ -33,7 +36,7 @@ def open_ledger(folder: Path, spec: Spec, units: Sequence[Unit], *, force: bool)
         ledger = Ledger(folder)
         if not force and ledger.spec == spec:
             return ledger
-        differing = [name for name, value in spec if value != getattr(ledger.spec, name, None)]
+        differing = _differing(spec, ledger.spec)
         ledger.__exit__()
         if not force:
             raise InputError(
@@ -50,7 +53,24 @@ def open_ledger(folder: Path, spec: Spec, units: Sequence[Unit], *, force: bool)
             allowed="a new folder, an empty one, or a run folder; --force replaces run folders only",
             fix="choose another --output",
         )
-    return Ledger.create(folder, spec, units)
+    return Ledger.create(folder, spec, units, made_in)
+
+
+def _differing(asked: Spec, planned: Spec) -> list[str]:
+    """The names of the options that differ, and of what was found."""
+    names = [name for name, value in asked if name != "found" and value != getattr(planned, name, None)]
+    return names + [name for name, value in asked.found or () if value != getattr(planned.found, name, None)]
+
+
+def refuse_elsewhere(ledger: Ledger, here: Mapping[str, str]) -> None:
+    """Raise an InputError where what is left of a run would come out otherwise than where it was begun."""
+    if ledger.pending() and (differing := difference(ledger.environment, here)):
+        raise InputError(
+            "the run was begun where other numbers come out",
+            given=differing,
+            allowed="the same versions and the same kind of processor until a run is finished",
+            fix="go on where it was begun, or start anew: --force, or another --output",
+        )
 
 
 @contextmanager

@@ -46,9 +46,9 @@ class Forecast:
     missing: str = ""
 
 
-def forecast(subject: Subject) -> list[Forecast]:
-    """Reference, exact and, where that can be had, sampled."""
-    found = []
+def forecast(subject: Subject, images: int | None = None) -> list[Forecast]:
+    """Reference, exact and, where that can be had, sampled; images: how many there would be, if others."""
+    found, images = [], images or len(subject.data)
     for name, asked in (("reference", "reference"), ("exact", "auto")):
         choice = choose_way(subject.classifier, subject.selection.sites, subject.selection.images, asked)
         if choice.name != name:
@@ -56,13 +56,13 @@ def forecast(subject: Subject) -> list[Forecast]:
             continue
         rows = np.arange(min(PROBE_IMAGES, len(subject.data)))
         probe = replace(subject, way=choice.way, data=subject.data.take(rows), designs={}, _swept={})
-        found += _forecasts(subject, probe, name)
+        found += _forecasts(subject, probe, name, images)
     return found
 
 
-def _forecasts(subject: Subject, probe: Subject, name: str) -> list[Forecast]:
+def _forecasts(subject: Subject, probe: Subject, name: str, images: int) -> list[Forecast]:
     """Of the way probed and, of exact, of the sample that goes the same way."""
-    spec, selection, images = subject.spec, subject.selection, len(subject.data)
+    spec, selection = subject.spec, subject.selection
     assert isinstance(spec, AnalyzeSpec)
     epsilons, small = len(spec.epsilons), len(probe.data)
     counts = [len(selection.channels(layer)) for layer in selection.layers]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
@@ -90,7 +91,7 @@ def make_plan(
     """All units of `analyze`. Their size decides what a kill can lose, never a result.
 
     patched: there is an epsilon above 0, so that maps can be patched. sampled: after a pilot the sweep
-    asks a sample of pairs, so that later units need the results of earlier ones: see `needed`.
+    asks a sample of pairs, so that later units need the results of earlier ones: see `Needs`.
     """
     edges = [*range(0, images, batch_size * batches_per_unit), images]
     spans = list(pairwise([*range(0, images, batch_size), images]))
@@ -116,27 +117,37 @@ def make_plan(
     return (*units, Unit("examples", 0, images))
 
 
-def needed(unit: Unit, plan: Sequence[Unit]) -> list[Unit]:
-    """The units of the plan whose results this one is computed from."""
-    if unit.kind == "design":
-        return [
-            one for one in plan if one.kind in SWEPT and one.layer == unit.layer and one.stop <= unit.stop
-        ]
-    if unit.kind in SWEPT:
-        designs = [one for one in plan if one.kind == "design" and one.layer == unit.layer]
-        return [one for one in designs if one.stop <= unit.start]
-    if unit.kind == "top":
-        return [one for one in plan if one.kind in ("predictions", "drops")]
-    if unit.kind == "refined":
-        return [one for one in plan if one.kind == "top"]
-    if unit.kind == "orders":
-        seen = [one for one in plan if one.kind in ("predictions", "disturbances", "drops")]
-        return [one for one in seen if one.layer in ("", unit.layer)]
-    if unit.kind == "curves":
-        return [one for one in plan if one.kind == "orders" and one.layer == unit.layer]
-    if unit.network or unit.kind == "candidates":
-        return _needed_to_harden(unit, plan)
-    return []
+class Needs:
+    """Which units of a plan each is computed from."""
+
+    def __init__(self, plan: Sequence[Unit]) -> None:
+        self._plan = plan
+        self._found: dict[tuple[str, str], list[Unit]] = defaultdict(list)
+        for unit in plan:
+            self._found[unit.kind, unit.layer].append(unit)
+
+    def of(self, unit: Unit) -> list[Unit]:
+        """The units whose results this one needs."""
+        if unit.kind == "design":
+            pilot = self._of_kinds(SWEPT, unit.layer)
+            return [one for one in pilot if one.stop <= unit.stop]
+        if unit.kind in SWEPT:
+            return [one for one in self._found["design", unit.layer] if one.stop <= unit.start]
+        if unit.kind == "top":
+            layers = dict.fromkeys(layer for _, layer in self._found)
+            return self._of_kinds(("predictions", "drops"), *layers)
+        if unit.kind == "refined":
+            return self._found["top", ""]
+        if unit.kind == "orders":
+            return self._of_kinds(("predictions", "disturbances", "drops"), "", unit.layer)
+        if unit.kind == "curves":
+            return self._found["orders", unit.layer]
+        if unit.network or unit.kind == "candidates":
+            return _needed_to_harden(unit, self._plan)
+        return []
+
+    def _of_kinds(self, kinds: Sequence[str], *layers: str) -> list[Unit]:
+        return [unit for kind in kinds for layer in layers for unit in self._found[kind, layer]]
 
 
 def plan_evaluation(

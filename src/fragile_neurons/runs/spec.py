@@ -231,15 +231,26 @@ def make_spec(**options: object) -> Spec:
         ) from None
 
 
-def read_spec(path: Path) -> Spec:
-    """The Spec in a TOML file."""
+def read_options(path: Path) -> list[dict[str, object]]:
+    """The options of each run in a TOML file: of one, as in a spec.toml, or of a list `[[runs]]`.
+
+    What stands above a list holds for all its runs, but where one says otherwise.
+    """
     try:
-        options = tomllib.loads(path.read_text(encoding="utf-8"))
+        shared = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise InputError(
             "the spec cannot be read",
             given=f"{path}: {error}",
-            allowed="a spec.toml that a run has written",
+            allowed="a spec.toml that a run has written, or a list [[runs]] of options",
             fix="check the path",
         ) from None
-    return make_spec(**options)
+    runs = shared.pop("runs", [{}])
+    if not isinstance(runs, list) or not runs or not all(isinstance(one, dict) for one in runs):
+        raise InputError(
+            "runs is not a list of runs",
+            given=f"{runs!r:.100} in {path}",
+            allowed="tables [[runs]], each with options by their names",
+            fix='write [[runs]] above each, e.g. model = "mnist-cnn" below it',
+        )
+    return [{**shared, **one} for one in runs]

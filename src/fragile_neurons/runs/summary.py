@@ -6,12 +6,10 @@ import math
 import platform
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from importlib import metadata
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import scipy
 import torch
 
 from fragile_neurons.analysis.correlation import Pair, Relation
@@ -24,6 +22,7 @@ from fragile_neurons.analysis.verdicts import VERDICTS, Drops
 from fragile_neurons.attacks.catalogue import missing_extra
 from fragile_neurons.norms import format_epsilon
 from fragile_neurons.probe import Check
+from fragile_neurons.runs.environment import versions
 from fragile_neurons.runs.evaluation import Evaluation
 from fragile_neurons.runs.results import Results
 from fragile_neurons.runs.spec import AnalyzeSpec, EvaluateSpec
@@ -95,7 +94,7 @@ def summary_of(
     summary = {
         "format_version": FORMAT_VERSION,
         "spec": spec.model_dump(mode="json"),
-        "environment": environment(),
+        "environment": _environment(),
         "model": {
             "name": subject.classifier.name,
             "weights_sha256": subject.classifier.sha256(),
@@ -138,14 +137,11 @@ def summary_of(
     return cleaned
 
 
-def environment() -> dict[str, str]:
-    """Versions and machine, as far as they can move a last digit."""
+def _environment() -> dict[str, str]:
+    """Versions and machine, for people."""
     return {
-        "fragile_neurons": metadata.version("fragile-neurons"),
+        **{name.replace("-", "_"): version for name, version in versions().items()},
         "python": platform.python_version(),
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-        "scipy": scipy.__version__,
         "platform": platform.platform(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
     }

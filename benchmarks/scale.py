@@ -1,0 +1,209 @@
+"""Is the plan right, what do many processes cost and bring, and what would ImageNet take?
+
+    python benchmarks/scale.py [--parts plan engines imagenet] [--output benchmarks/scale.md]
+
+Each measurement is kept in a cache, so that a killed run goes on; delete the cache to measure again. Run it
+on a machine that does nothing else. Needs the extra ray.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torchvision
+from bench import Cache, Row, machine, table
+
+import fragile_neurons as fn
+from fragile_neurons.runs.engines import open_engine
+from fragile_neurons.runs.forecast import forecast
+from fragile_neurons.runs.ledger import Ledger
+from fragile_neurons.runs.spec import Spec, make_spec
+from fragile_neurons.runs.subject import open_spec, open_subject
+from fragile_neurons.workflows import run_subject, silent
+
+KEPT = Path.home() / ".cache/fragile-neurons/benchmarks"
+CORES = len(os.sched_getaffinity(0))
+PLANNED = {
+    "mnist-cnn, first layer, FGSM 0.1 and 0.2": {
+        "model": "mnist-cnn",
+        "data": "mnist",
+        "limit": 2_000,
+        "epsilons": ["0.1", "0.2"],
+    },
+    "cifar10-resnet20, all layers, clean": {
+        "model": "cifar10-resnet20",
+        "data": "cifar10",
+        "limit": 1_000,
+        "layer": "all",
+        "epsilons": [],
+    },
+}
+SPREAD = {"model": "mnist-cnn", "data": "mnist", "limit": 2_000, "epsilons": ["0.1"], "threads": 1}
+IMAGES, SOME = 50_000, 32
+
+
+def planned_part(cache: Cache) -> str:
+    rows = []
+    for name, options in PLANNED.items():
+        found = cache.get(f"plan {name}", partial(measure_plan, make_spec(**options)))
+        rows.append(
+            {
+                "run": name,
+                "passes": f"{found['passes']:,}",
+                "planned, s": f"{found['planned']:.0f}",
+                "measured, s": f"{found['measured']:.0f}",
+                "measured / planned": f"{found['measured'] / found['planned']:.2f}",
+                "stored, MB: planned, measured": f"{found['results'] / 1e6:.1f}, {found['stored'] / 1e6:.1f}",
+            }
+        )
+    return f"""## The plan, and what it came to
+
+`fragile-neurons plan` probes the run's own work on 32 images; measured are all units of the run, the exact
+way, {CORES} threads, without opening it and without writing its files.
+
+{table(rows)}"""
+
+
+def measure_plan(spec: Spec) -> Row:
+    subject = open_spec(spec)
+    (planned,) = [one for one in forecast(subject) if one.way == "exact"]
+    found = timed(lambda: open_spec(spec), "local", 1)
+    return {"passes": planned.passes, "planned": 60 * planned.minutes, "results": planned.results, **found}
+
+
+def timed(opened: Callable[[], Any], engine: str, workers: int, *, kill: bool = False) -> Row:
+    """The seconds of a run's units by an engine, its units, and its neurons.csv."""
+    subject, marks = opened(), []
+    with tempfile.TemporaryDirectory() as place, open_engine(engine, cores=workers) as units:
+
+        def watched(subject: Any, ledger: Ledger) -> Any:
+            marks.append(time.perf_counter())
+            yield from units(subject, ledger)
+            marks.append(time.perf_counter())
+
+        if kill:
+            threading.Timer(10, kill_worker).start()
+        run = run_subject(subject, output=Path(place) / "run", force=False, engine=watched, progress=silent)
+        with Ledger(run.folder) as ledger:
+            plan = ledger.units()
+            swept = [ledger.result(unit) for unit in plan if unit.kind in ("drops", "patches")]
+        return {
+            "measured": marks[1] - marks[0],
+            "units": len(plan),
+            "stored": sum(array.nbytes for arrays in swept for array in arrays.values()),
+            "bytes": (run.folder / "neurons.csv").read_text(),
+        }
+
+
+def kill_worker() -> None:
+    for place in Path("/proc").glob("[0-9]*"):
+        try:
+            busy = (place / "cmdline").read_bytes().startswith(b"ray::_execute")
+        except OSError:
+            continue
+        if busy:
+            os.kill(int(place.name), signal.SIGKILL)
+            return
+
+
+def engines_part(cache: Cache) -> str:
+    ways = {
+        "this process": ("local", 1, False),
+        "ray, 1 worker": ("ray", 1, False),
+        "ray, 2 workers": ("ray", 2, False),
+        "ray, 2 workers, one killed after 10 s": ("ray", 2, True),
+    }
+    found = {
+        name: cache.get(
+            f"engine {name}", partial(timed, lambda: open_spec(make_spec(**SPREAD)), way, workers, kill=kill)
+        )
+        for name, (way, workers, kill) in ways.items()
+    }
+    alone = found["this process"]
+    rows = [
+        {
+            "engine": name,
+            "seconds": f"{one['measured']:.1f}",
+            "faster than this process": f"{alone['measured'] / one['measured']:.2f}",
+            "neurons.csv": "the same bytes" if one["bytes"] == alone["bytes"] else "OTHER BYTES",
+        }
+        for name, one in found.items()
+    ]
+    lost = found["ray, 1 worker"]["measured"] - alone["measured"]
+    return f"""## Engines, side by side
+
+`fragile-neurons analyze --epsilons 0.1 --threads 1`, {alone["units"]} units, one thread for each worker, one
+after another on {CORES} cores; the start of the cluster is not counted, that of the workers is.
+
+{table(rows)}
+
+One worker against this process: {1000 * lost / alone["units"]:.0f} ms more for each unit, of which the
+worker's start (its imports, the network, the digest) is most."""
+
+
+def imagenet_part(cache: Cache) -> str:
+    found = cache.get("imagenet", measure_imagenet)
+    rows = [
+        {
+            "way": one["way"],
+            "passes": f"{one['passes']:.3g}",
+            "hours on this machine": f"{one['minutes'] / 60:,.0f}",
+            "on 32 such": f"{one['minutes'] / 60 / 32:,.1f}",
+            "memory of a worker, GB": f"{one['memory'] / 1e9:.1f}",
+            "results stored, GB": f"{one['results'] / 1e9:,.0f}",
+        }
+        for one in found["ways"]
+    ]
+    return f"""## ResNet-50 on ImageNet's validation images
+
+{found["neurons"]:,} channels of {found["layers"]} convolutions, {IMAGES:,} images of 224 x 224, clean drops:
+the plan from a probe of {SOME} random images on torchvision's resnet50, random weights, {CORES} threads.
+
+{table(rows)}"""
+
+
+def measure_imagenet() -> Row:
+    torch.manual_seed(0)
+    classifier = fn.Classifier(torchvision.models.resnet50(weights=None), name="resnet50")
+    generator = np.random.default_rng(0)
+    images = generator.integers(0, 256, (SOME, 3, 224, 224), dtype=np.uint8)
+    data = fn.ImageData(images, np.arange(SOME), tuple(f"class {place}" for place in range(1000)))
+    spec = make_spec(
+        model="resnet50", data="noise", limit=SOME, layer="all", epsilons=[], batch_size=32, sweep="auto"
+    )
+    subject = open_subject(spec, classifier, data)
+    return {
+        "neurons": len(subject.selection.neurons),
+        "layers": len(subject.selection.layers),
+        "ways": [vars(one) for one in forecast(subject, IMAGES) if not one.missing],
+    }
+
+
+PARTS = {"plan": planned_part, "engines": engines_part, "imagenet": imagenet_part}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".md"))
+    given = parser.parse_args()
+    cache = Cache(KEPT / "scale.json")
+    command = f"python benchmarks/scale.py --parts {' '.join(given.parts)}"
+    parts = [PARTS[part](cache) for part in given.parts]
+    head = f"# Scale, measured\n\nMade by `{command}`. {machine(('torch', 'ray'))}"
+    given.output.write_text("\n\n".join([head, *parts]) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,262 @@
+"""The engine of many processes and machines: Ray runs the units, this process alone keeps the ledger."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import os
+import secrets
+import tempfile
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from graphlib import TopologicalSorter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fragile_neurons import own
+from fragile_neurons.data.images import ImageData
+from fragile_neurons.errors import FragileNeuronsError, InputError
+from fragile_neurons.evidence import Arrays
+from fragile_neurons.runs.environment import difference, environment
+from fragile_neurons.runs.execute import execute_unit
+from fragile_neurons.runs.ledger import Ledger
+from fragile_neurons.runs.plan import Needs, Unit
+from fragile_neurons.runs.subject import Mending, Subject
+from fragile_neurons.sweeps.choice import choose_way
+
+# read by Ray when it is imported: whoever reaches a cluster runs code on it, so it asks for a token; and it
+# reports to nobody
+for _name, _value in {
+    "RAY_AUTH_MODE": "token",
+    "RAY_USAGE_STATS_ENABLED": "0",
+}.items():
+    os.environ.setdefault(_name, _value)
+
+import ray  # noqa: E402
+from ray.exceptions import RayError, RayTaskError  # noqa: E402
+
+SHARD = 256  # images: what a worker fetches at once
+WINDOW = 2  # units handed out for each that can run
+RETRIES = 2  # of a unit whose worker died: what kills three workers is at fault itself
+NODE = "ray.io/node-id"
+LOOPBACK = "127.0.0.1"
+
+log = logging.getLogger(__name__)
+
+
+@contextmanager
+def on_ray(
+    address: str | None = None, cores: int | None = None
+) -> Iterator[Callable[[Subject, Ledger], Iterator[Unit]]]:
+    """An engine on the cluster at an address, or on one of its own on this machine's loopback.
+
+    cores: of that one; all if None. It has a token of its own, unless the environment says otherwise.
+    """
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if address is None:
+        options |= {"num_cpus": cores, "include_dashboard": False, "_node_ip_address": LOOPBACK}
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    try:
+        ray.init(address or "local", **options)
+    except (ConnectionError, RayError, RuntimeError, ValueError) as error:
+        raise InputError(
+            "no Ray cluster can be reached",
+            given=f"{address or 'this machine'}: {own.told(error)}",
+            allowed="the address of a head node, with its token in RAY_AUTH_TOKEN",
+            fix="see docs/scale.md",
+        ) from error
+    try:
+        yield run_units
+    finally:
+        ray.shutdown()
+
+
+def run_units(subject: Subject, ledger: Ledger) -> Iterator[Unit]:
+    """The engine: a window of units at once, each when what it needs is stored."""
+    crew = _Crew(subject, ledger.environment)
+    needs, pending = Needs(ledger.units()), {unit.id: unit for unit in ledger.pending()}
+    order: TopologicalSorter[str] = TopologicalSorter()
+    for unit in pending.values():
+        order.add(unit.id, *(one.id for one in needs.of(unit) if one.id in pending))
+    order.prepare()
+    ready: deque[Unit] = deque()
+    running: dict[Any, Unit] = {}
+    try:
+        while True:
+            ready.extend(pending[name] for name in order.get_ready())
+            while ready and len(running) < crew.window():
+                unit = ready.popleft()
+                given = [(one, ledger.result(one)) for one in needs.of(unit)]
+                running[crew.hand_out(unit, given)] = unit
+            if not running:
+                return
+            (done,), _ = ray.wait(list(running), num_returns=1)
+            unit = running.pop(done)
+            try:
+                found = ray.get(done)
+            except RayError as error:
+                ledger.record_failure(unit, _reason(error))
+                continue
+            if isinstance(found, _Refused):
+                crew.refuse(found)
+                ready.appendleft(unit)
+                continue
+            ledger.record(unit, found)
+            order.done(unit.id)
+            yield unit
+    finally:
+        for reference in running:
+            ray.cancel(reference, force=True)
+
+
+def _reason(error: RayError) -> str:
+    """What to tell of a unit that failed; raises what the user is at fault for."""
+    cause = error.cause if isinstance(error, RayTaskError) else error
+    if isinstance(cause, FragileNeuronsError):
+        raise cause
+    return own.told(cause)
+
+
+@dataclass(frozen=True)
+class _Refused:
+    """A node that computes other numbers, and what differs."""
+
+    node: str
+    difference: str
+
+
+class _Crew:
+    """The workers of a cluster, but for those on nodes that compute other numbers than this process."""
+
+    def __init__(self, subject: Subject, planned: dict[str, str]) -> None:
+        self._cores = subject.spec.threads
+        self._shared = ray.put((_share(subject), planned))
+        self._task = ray.remote(_execute).options(
+            num_cpus=self._cores,
+            num_gpus=1 if subject.spec.device.startswith("cuda") else 0,
+            max_retries=RETRIES,
+        )
+        self._refused: set[str] = set()
+        if not self._able():
+            raise InputError(
+                "no worker has so many cores",
+                given=f"--threads {self._cores}",
+                allowed="at most the cores of the largest machine of the cluster",
+                fix="start a worker that has them, or begin a run with fewer --threads",
+            )
+
+    def window(self) -> int:
+        """How many units may be handed out."""
+        resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        return WINDOW * max(1, int(resources.get("CPU", 0)) // self._cores)
+
+    def _able(self) -> set[str]:
+        """The nodes that have the cores of a worker."""
+        nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+        return {
+            node["NodeID"]
+            for node in nodes
+            if node["Alive"] and node["Resources"].get("CPU", 0) >= self._cores
+        }
+
+    def hand_out(self, unit: Unit, given: Sequence[tuple[Unit, Arrays]]) -> Any:
+        """Have a unit computed: a reference to its arrays, or to a refusal."""
+        task = self._task
+        if self._refused:
+            task = task.options(label_selector={NODE: f"!in({','.join(sorted(self._refused))})"})
+        return task.remote([self._shared], unit, given)
+
+    def refuse(self, found: _Refused) -> None:
+        """Hand nothing more to a node; raises InputError if no other is left."""
+        if found.node not in self._refused:
+            log.warning("a machine is left out, other numbers come out there: %s", found.difference)
+        self._refused.add(found.node)
+        if self._able() <= self._refused:
+            raise InputError(
+                "every machine computes other numbers than this one",
+                given=found.difference,
+                allowed="workers with the versions and the kind of processor that the run began with",
+                fix="start the run from one of the workers, or install the same versions there",
+            )
+
+
+def _share(subject: Subject) -> Subject:
+    """What a worker needs of a subject: images are fetched when they are asked for, the way is found anew."""
+    mending = subject.mending
+    if mending is not None:
+        mending = Mending(
+            fitting=_store(mending.fitting),
+            choosing=_store(mending.choosing),
+            scoring=None if mending.scoring is None else _share(mending.scoring),
+            scratch=mending.scratch.absolute(),
+        )
+    return replace(subject, data=_store(subject.data), mending=mending, way=None, designs={}, _swept={})
+
+
+def _store(data: ImageData) -> ImageData:
+    shards = tuple(
+        ray.put(np.ascontiguousarray(data.images[start : start + SHARD]))
+        for start in range(0, len(data), SHARD)
+    )
+    assert data.sha256  # known from here on: a worker would fetch everything for it
+    stored = copy.copy(data)
+    object.__setattr__(stored, "images", StoredImages(shards, data.images.shape, data.images.dtype))
+    return stored
+
+
+@dataclass(frozen=True)
+class StoredImages:
+    """Images in Ray's object store, SHARD to an object; slices and positions give arrays."""
+
+    shards: tuple[Any, ...]
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: Any) -> npt.NDArray[Any]:
+        places = np.arange(len(self))[rows]
+        found = np.empty((len(places), *self.shape[1:]), self.dtype)
+        for shard in np.unique(places // SHARD):
+            here = places // SHARD == shard
+            found[here] = ray.get(self.shards[shard])[places[here] % SHARD]
+        return found
+
+
+def _execute(shared: Sequence[Any], unit: Unit, given: Sequence[tuple[Unit, Arrays]]) -> Arrays | _Refused:
+    """One unit in a worker; shared: a reference to the subject and to what it should compute here."""
+    subject, other = _opened(*shared)
+    if other:
+        return _Refused(ray.get_runtime_context().get_node_id(), other)
+    # what comes from the store can only be read
+    own_given = [(one, {name: array.copy() for name, array in arrays.items()}) for one, arrays in given]
+    return execute_unit(subject, unit, own_given)
+
+
+@lru_cache(maxsize=1)
+def _opened(shared: Any) -> tuple[Subject, str]:
+    """The subject in this worker, and how what it computes here differs from where the run began."""
+    subject, planned = ray.get(shared)
+    return _ready(subject), difference(planned, environment(subject))
+
+
+def _ready(subject: Subject) -> Subject:
+    mending = subject.mending
+    if mending is not None:
+        scratch = mending.scratch if mending.scratch.is_dir() else Path(tempfile.gettempdir())
+        scoring = None if mending.scoring is None else _ready(mending.scoring)
+        mending = replace(mending, scoring=scoring, scratch=scratch)
+    found = subject.spec.found
+    way = None
+    if found is not None and found.sweep is not None:
+        way = choose_way(
+            subject.classifier, subject.selection.sites, subject.selection.images, found.sweep
+        ).way
+    return replace(subject, mending=mending, way=way)
