@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import logging
 import os
 import tempfile
 import time
@@ -145,6 +146,13 @@ def good_files(folder: Path) -> dict[str, tuple[bytes, Reader]]:
     return files
 
 
+class Crying(logging.Handler):
+    """What a library logs of a bad file would reach the user."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        raise AssertionError(record.getMessage())
+
+
 def fuzz(whole: bytes, read: Reader, folder: Path, inputs: int) -> tuple[int, int]:
     """How many inputs were refused, and how many understood; raises whatever else one raises."""
     counts = [0, 0]
@@ -177,6 +185,7 @@ def main() -> None:
     parser.add_argument("--inputs", type=int, default=15_000)
     asked = parser.parse_args()
     warnings.simplefilter("ignore")  # readers warn of what they then refuse
+    logging.getLogger("torch").addHandler(Crying())
     total = 0
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)

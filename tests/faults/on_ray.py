@@ -95,9 +95,11 @@ def opened(workers: int, strange: int) -> Iterator[Engine]:
     for place in range(workers + strange):
         kernels = {"ATEN_CPU_CAPABILITY": "default"} if place < strange else {}
         cluster.add_node(num_cpus=1, env_vars=kernels)
-    with open_engine("ray", address=cluster.address) as engine:
-        yield engine
-    cluster.shutdown()  # type: ignore
+    try:
+        with open_engine("ray", address=cluster.address) as engine:
+            yield engine
+    finally:
+        cluster.shutdown()  # type: ignore
 
 
 def shuffle_pending() -> None:

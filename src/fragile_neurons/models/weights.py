@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import mmap
 import warnings
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -157,7 +160,7 @@ def _read_torch(path: Path) -> Weights:
         if any(whole.find(name) >= 0 for name in GROWING):
             raise _unreadable(path, "it holds bytes beside its tensors, which could fill the memory")
     # first without any memory for values: what a file claims is held against what it has
-    with FakeTensorMode(), warnings.catch_warnings(action="ignore"), path.open("rb") as file:
+    with _unlogged(), FakeTensorMode(), warnings.catch_warnings(action="ignore"), path.open("rb") as file:
         source: Any = file if zipfile.is_zipfile(path) else _Limited(file)
         claimed = _state_dict(torch.load(source, map_location="cpu", weights_only=True), path)
     storages = {one.untyped_storage()._cdata: one.untyped_storage().nbytes() for one in claimed.values()}
@@ -169,6 +172,17 @@ def _read_torch(path: Path) -> Weights:
     with path.open("rb") as file:  # given the path, torch would go by its ending
         content = torch.load(file, map_location="cpu", weights_only=True)
     return Weights(_without_prefix(_state_dict(content, path)))
+
+
+@contextmanager
+def _unlogged() -> Iterator[None]:
+    """Without the tracebacks that torch logs of shapes that cannot be, before it raises."""
+    logger = logging.getLogger(FakeTensorMode.__module__)
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
 
 
 class _Limited(io.RawIOBase):

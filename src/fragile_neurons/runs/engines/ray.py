@@ -137,11 +137,12 @@ class _Crew:
     def __init__(self, subject: Subject, planned: dict[str, str]) -> None:
         self._cores = subject.spec.threads
         self._shared = ray.put((_share(subject), planned))
-        self._task = ray.remote(_execute).options(
-            num_cpus=self._cores,
-            num_gpus=1 if subject.spec.device.startswith("cuda") else 0,
-            max_retries=RETRIES,
-        )
+        self._task = ray.remote(_execute)
+        self._options: dict[str, Any] = {
+            "num_cpus": self._cores,
+            "num_gpus": 1 if subject.spec.device.startswith("cuda") else 0,
+            "max_retries": RETRIES,
+        }
         self._refused: set[str] = set()
         if not self._able():
             raise InputError(
@@ -167,16 +168,14 @@ class _Crew:
 
     def hand_out(self, unit: Unit, given: Sequence[tuple[Unit, Arrays]]) -> Any:
         """Have a unit computed: a reference to its arrays, or to a refusal."""
-        task = self._task
-        if self._refused:
-            task = task.options(label_selector={NODE: f"!in({','.join(sorted(self._refused))})"})
-        return task.remote([self._shared], unit, given)
+        return self._task.options(**self._options).remote([self._shared], unit, given)
 
     def refuse(self, found: _Refused) -> None:
         """Hand nothing more to a node; raises InputError if no other is left."""
         if found.node not in self._refused:
             log.warning("a machine is left out, other numbers come out there: %s", found.difference)
         self._refused.add(found.node)
+        self._options["label_selector"] = {NODE: f"!in({','.join(sorted(self._refused))})"}
         if self._able() <= self._refused:
             raise InputError(
                 "every machine computes other numbers than this one",
