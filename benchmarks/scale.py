@@ -41,11 +41,11 @@ PLANNED = {
         "limit": 2_000,
         "epsilons": ["0.1", "0.2"],
     },
-    "cifar10-resnet20, all layers, clean": {
+    "cifar10-resnet20, its last two layers, clean": {
         "model": "cifar10-resnet20",
         "data": "cifar10",
-        "limit": 1_000,
-        "layer": "all",
+        "limit": 2_000,
+        "layer": "layer3.2.conv*",
         "epsilons": [],
     },
 }
