@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import os
 import signal
+import statistics
 import tempfile
 import threading
 import time
@@ -49,7 +50,8 @@ PLANNED = {
         "epsilons": [],
     },
 }
-SPREAD = {"model": "mnist-cnn", "data": "mnist", "limit": 2_000, "epsilons": ["0.1"], "threads": 1}
+SPREAD = {"model": "mnist-cnn", "data": "mnist", "limit": 500, "epsilons": ["0.1"], "threads": 1}
+ROUNDS = 3
 IMAGES, SOME = 50_000, 32
 
 
@@ -117,39 +119,66 @@ def kill_worker() -> None:
             return
 
 
+WAYS = {
+    "this process": ("local", 1, False),
+    "ray, 1 worker": ("ray", 1, False),
+    "ray, 2 workers": ("ray", 2, False),
+    "ray, 2 workers, one killed after 10 s": ("ray", 2, True),
+}
+
+
 def engines_part(cache: Cache) -> str:
-    ways = {
-        "this process": ("local", 1, False),
-        "ray, 1 worker": ("ray", 1, False),
-        "ray, 2 workers": ("ray", 2, False),
-        "ray, 2 workers, one killed after 10 s": ("ray", 2, True),
-    }
-    found = {
-        name: cache.get(
-            f"engine {name}", partial(timed, lambda: open_spec(make_spec(**SPREAD)), way, workers, kill=kill)
-        )
-        for name, (way, workers, kill) in ways.items()
-    }
-    alone = found["this process"]
-    rows = [
+    rounds = [
         {
-            "engine": name,
-            "seconds": f"{one['measured']:.1f}",
-            "faster than this process": f"{alone['measured'] / one['measured']:.2f}",
-            "neurons.csv": "the same bytes" if one["bytes"] == alone["bytes"] else "OTHER BYTES",
+            name: cache.get(
+                f"engine {name}, round {number}",
+                partial(timed, lambda: open_spec(make_spec(**SPREAD)), engine, workers, kill=kill),
+            )
+            for name, (engine, workers, kill) in WAYS.items()
         }
-        for name, one in found.items()
+        for number in range(ROUNDS)
     ]
-    lost = found["ray, 1 worker"]["measured"] - alone["measured"]
+    bytes_ = {one["bytes"] for found in rounds for one in found.values()}
+    units = rounds[0]["this process"]["units"]
+
+    def of_rounds(name: str) -> list[float]:
+        return [found[name]["measured"] for found in rounds]
+
+    alone = of_rounds("this process")
+    rows = []
+    for name in WAYS:
+        faster = [one / seconds for one, seconds in zip(alone, of_rounds(name), strict=True)]
+        rows.append(
+            {
+                "engine": name,
+                "seconds": f"{statistics.median(of_rounds(name)):.1f}",
+                "faster than this process": (
+                    f"{statistics.median(faster):.2f} ({min(faster):.2f} to {max(faster):.2f})"
+                ),
+            }
+        )
+    lost = [one - other for one, other in zip(of_rounds("ray, 1 worker"), alone, strict=True)]
     return f"""## Engines, side by side
 
-`fragile-neurons analyze --epsilons 0.1 --threads 1`, {alone["units"]} units, one thread for each worker, one
-after another on {CORES} cores; the start of the cluster is not counted, that of the workers is.
+`fragile-neurons analyze --limit {SPREAD["limit"]} --epsilons 0.1 --threads 1`, {
+        units
+    } units, one thread for each
+worker, on {CORES} cores: medians of {
+        ROUNDS
+    } rounds, the engines by turns, with the extremes. The start of the
+cluster is not counted, that of the workers is. neurons.csv: {
+        "the same bytes from all" if len(bytes_) == 1 else "OTHER BYTES"
+    }.
 
 {table(rows)}
 
-One worker against this process: {1000 * lost / alone["units"]:.0f} ms more for each unit, of which the
-worker's start (its imports, the network, the digest) is most."""
+One worker took {statistics.median(lost):.1f} s more than this process ({min(lost):.1f} to {
+        max(lost):.1f}), or
+{
+        1000
+        * statistics.median(lost)
+        / units:.0f} ms for each unit; that a worker has to start (imports, the network, the
+digest) is part of it, and a long run has that once."""
 
 
 def imagenet_part(cache: Cache) -> str:

@@ -174,7 +174,12 @@ def fuzz(whole: bytes, read: Reader, folder: Path, inputs: int) -> tuple[int, in
         else:
             counts[1] += 1
 
-    one()
+    crying, logger = Crying(), logging.getLogger("torch")
+    logger.addHandler(crying)
+    try:
+        one()
+    finally:
+        logger.removeHandler(crying)
     return counts[0], counts[1]
 
 
@@ -185,7 +190,6 @@ def main() -> None:
     parser.add_argument("--inputs", type=int, default=15_000)
     asked = parser.parse_args()
     warnings.simplefilter("ignore")  # readers warn of what they then refuse
-    logging.getLogger("torch").addHandler(Crying())
     total = 0
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)

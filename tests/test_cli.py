@@ -25,6 +25,7 @@ from safetensors.torch import load_file, save_file
 
 from fragile_neurons import open_run
 from fragile_neurons.cli import main
+from fragile_neurons.cli.options import specs_in
 from fragile_neurons.models.loading import MODELS
 from fragile_neurons.report import sentences
 from fragile_neurons.runs.engines import local
@@ -486,7 +487,20 @@ def test_a_list_that_is_none_or_holds_what_cannot_be_is_refused(
 
 def test_what_a_spec_leaves_out_is_as_without_the_option(asked: Callable[..., AnalyzeSpec]) -> None:
     Path("short.toml").write_text('model = "mnist-cnn"\n')
-    assert asked("--spec", "short.toml") == asked("--model", "mnist-cnn")
+    plain = asked("--model", "mnist-cnn")
+    assert asked("--spec", "short.toml", "--output", "x", "--force") == plain
+    assert asked("--spec", "short.toml", "--engine", "local") == plain
+    assert asked("--engine", "local") == asked()  # where a run is computed is not what it is about
+
+
+@pytest.mark.parametrize(
+    ("line", "name"), [("evaluate", "attacks"), ("harden", "epsilon"), ("analyze", "layer")]
+)
+def test_a_list_of_every_command_has_its_defaults(line: str, name: str, tmp_path: Path) -> None:
+    (tmp_path / "short.toml").write_text('model = "mnist-cnn"\nepsilons = ["0.05", "0.1", "0.2"]\n')
+    (spec,) = specs_in(line.split()[0], tmp_path / "short.toml")
+    expected = {"attacks": ("fgsm", "pgd", "pgd-strong"), "epsilon": "0.1", "layer": "first"}
+    assert getattr(spec, name) == expected[name]
 
 
 def test_an_engine_and_its_options_go_together(command: Command) -> None:
@@ -813,6 +827,7 @@ SIGNALLED = """
 import os, signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 from fragile_neurons.cli import main
+from fragile_neurons.cli.options import specs_in
 from fragile_neurons.runs.engines import local
 
 execute, number, times, left = local.execute_unit, *(int(sys.argv.pop(1)) for _ in range(3))

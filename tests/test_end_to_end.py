@@ -60,9 +60,9 @@ def brought(tmp_path_factory: pytest.TempPathFactory) -> Path:
         place = folder / "photos" / CLASSES[label] / f"{number:02}.png"
         place.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image).save(place)
+    torch.manual_seed(0)  # net.py draws its weights
     network = fn.load_model(f"{folder / 'net.py'}:make", mean=[0.5] * 3, std=[0.25] * 3)
     images, labels = fn.load_data(f"folder:{folder / 'photos'}")[:]
-    torch.manual_seed(0)
     optimizer = torch.optim.Adam(network.parameters(), lr=0.02)
     for _ in range(60):
         optimizer.zero_grad()

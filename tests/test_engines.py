@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from small import UNITS, finish, small_subject
+from small import NEURONS, UNITS, finish, small_subject
+from torch import nn
 
-from fragile_neurons import IncompleteError, InputError, open_run
+from fragile_neurons import Classifier, ImageData, IncompleteError, InputError, analyze, open_run
 from fragile_neurons.runs.engines import local, open_engine
 from fragile_neurons.runs.environment import ARITHMETIC, difference, environment
 from fragile_neurons.runs.execute import execute_unit
@@ -104,3 +107,51 @@ def test_the_digest_follows_arithmetic_weights_and_threads_of_the_spec_alone(sub
 def test_an_engine_that_is_not_there_is_refused() -> None:
     with pytest.raises(InputError, match="no such engine"), open_engine("spark"):
         pass
+
+
+def test_a_network_without_gradients_is_refused_in_words_not_by_the_digest(
+    small_classifier: Classifier, small_data: ImageData, tmp_path: Path
+) -> None:
+    class Mute(nn.Module):
+        def __init__(self, module: nn.Module) -> None:
+            super().__init__()
+            self.module = module
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            with torch.no_grad():
+                found: torch.Tensor = self.module(images)
+            return found
+
+    mute = Classifier(Mute(small_classifier.module), mean=[0.4], std=[0.3], name="small")
+    with pytest.raises(InputError, match="gradient"):
+        analyze(mute, small_data, epsilons=["0.05"], output=tmp_path / "run")
+
+
+def test_a_refused_resume_leaves_a_finished_run_as_it_is(
+    subject: Subject, own: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with closing(sqlite3.connect(own / "run.db")) as connection, connection:
+        connection.execute("UPDATE results SET sha256 = 'x' WHERE unit LIKE 'examples%'")
+    changed = environment(subject) | {"torch": "0.4.1"}
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr("fragile_neurons.workflows.environment", lambda subject: changed)
+        with pytest.raises(InputError, match=r"torch: 0\.4\.1 instead of "):
+            finish(subject, own)
+    assert open_run(own).neurons.num_rows == NEURONS
+    finish(subject, own)
+    with Ledger(own) as ledger:
+        assert ledger.damage() == []
+
+
+def test_a_run_that_an_older_version_began_goes_on(
+    subject: Subject, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failing(monkeypatch, "orders")
+    with pytest.raises(IncompleteError):
+        finish(subject, tmp_path / "run")
+    failing(monkeypatch)
+    with closing(sqlite3.connect(tmp_path / "run" / "run.db")) as connection, connection:
+        connection.execute("DROP TABLE environment")
+        connection.execute("DROP TABLE failures")
+    finish(subject, tmp_path / "run")
+    assert (tmp_path / "run" / "neurons.csv").read_bytes() == (finished / "neurons.csv").read_bytes()

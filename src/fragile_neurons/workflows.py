@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import replace
 from fractions import Fraction
 from functools import partial
@@ -248,8 +248,8 @@ def run_subject(
         open_ledger(folder, spec, _plan(subject), here, force=force) as ledger,
         resumable(folder),
     ):
-        ledger.forget_damage()
         refuse_elsewhere(ledger, here)
+        ledger.forget_damage()
         _run_pending(subject, ledger, engine, progress)
         if not ledger.is_exported:
             if isinstance(spec, EvaluateSpec):
@@ -309,11 +309,12 @@ def _run_pending(subject: Subject, ledger: Ledger, engine: Engine, progress: Pro
                 subject.mending, scratch=ledger.folder, tell=lambda note: advance(done, f"fitting: {note}")
             )
             subject = replace(subject, mending=telling)
-        for unit in engine(subject, ledger):
-            done += 1
-            advance(done, unit.id)
-            if unit.kind == "gradients" and not unit.network:
-                _warn(subject, ledger)
+        with closing(engine(subject, ledger)) as units:
+            for unit in units:
+                done += 1
+                advance(done, unit.id)
+                if unit.kind == "gradients" and not unit.network:
+                    _warn(subject, ledger)
     if left := len(ledger.pending()):
         raise IncompleteError(_told(ledger.failures, total - left, total, ledger.folder, spec.batch_size))
 
@@ -336,11 +337,14 @@ def _told(failures: Mapping[str, str], done: int, total: int, folder: Path, batc
 
 def _warn(subject: Subject, ledger: Ledger) -> None:
     """Tell at once what is wrong with the inputs: the rest takes minutes."""
+    failures = ledger.failures
     cheap = {
         unit.kind: ledger.result(unit)
         for unit in ledger.units()
-        if unit.kind in ("inputs", "gradients") and not unit.network
+        if unit.kind in ("inputs", "gradients") and not unit.network and unit.id not in failures
     }
+    if len(cheap) < 2:
+        return
     for check in check_inputs(cheap["inputs"], cheap["gradients"], subject.data.classes):
         if check.status in ("warn", "fail"):
             log.warning("%s (%s): %s; %s", check.name, check.status, check.meaning, check.advice)

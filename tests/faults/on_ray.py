@@ -15,7 +15,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -136,7 +136,7 @@ def main() -> None:
     over, failure = threading.Event(), ""
     with opened(asked.workers, asked.strange) as engine:
 
-        def watched(subject: Subject, ledger: Ledger) -> Iterator[Unit]:
+        def watched(subject: Subject, ledger: Ledger) -> Generator[Unit, None, None]:
             for unit in engine(subject, ledger):
                 computed.append(unit.id)
                 yield unit

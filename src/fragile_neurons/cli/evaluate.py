@@ -20,7 +20,7 @@ def evaluate(
             help=f"By commas: {', '.join(ATTACKS)}, or your own: package.module:function or "
             "path/file.py:function."
         ),
-    ] = "fgsm,pgd,pgd-strong",
+    ] = options.DEFAULT_ATTACKS,
     model: options.Model = options.EMBEDDED_MODEL,
     weights: options.Weights = None,
     mean: options.Mean = None,

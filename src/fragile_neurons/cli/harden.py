@@ -7,7 +7,6 @@ from typing import Annotated
 import typer
 
 from fragile_neurons.cli import options, running
-from fragile_neurons.norms import parse_epsilons
 from fragile_neurons.runs.spec import MINUTES, STEPS, make_spec
 
 
@@ -85,12 +84,11 @@ def harden(
     """
     if spec is None:
         subject = options.subject_options(context.params)
-        grid = parse_epsilons(subject["epsilons"])
         one = make_spec(
             command="harden",
             **subject,
             rule=rule,
-            epsilon=str(grid[len(grid) // 2]) if epsilon is None and grid else epsilon,
+            epsilon=options.middle(subject["epsilons"]) if epsilon is None else epsilon,
             layer=layer,
             site=site,
             budget=options.parse_points(budget),

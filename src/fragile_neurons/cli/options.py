@@ -19,7 +19,7 @@ from fragile_neurons.norms import format_epsilon, parse_epsilons
 from fragile_neurons.runs.spec import Spec, make_spec, read_options
 
 EMBEDDED_MODEL = "mnist-cnn"
-OF_THE_RUN = ("spec", "output", "force")
+OF_THE_RUN = ("spec", "output", "force", "engine", "address", "workers", "images")
 
 Model = Annotated[
     str,
@@ -73,7 +73,10 @@ PLAIN: dict[str, object] = {
     **{"batch_size": 256, "threads": None, "seed": 0},
 }
 """The options that all runs share, where a spec does not say."""
-STAND_INS = {"model": EMBEDDED_MODEL, "data": "mnist", "limit": DEFAULT_LIMIT, "epsilons": ["0.1"]}
+STAND_INS: dict[str, object] = {
+    **{"model": EMBEDDED_MODEL, "data": "mnist", "limit": DEFAULT_LIMIT, "epsilons": ["0.1"]},
+}
+DEFAULT_ATTACKS = "fgsm,pgd,pgd-strong"
 
 
 def subject_options(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -115,7 +118,7 @@ def read_specs(command: str, path: Path, context: typer.Context) -> list[Spec]:
         raise InputError(
             "--spec stands alone",
             given=", ".join(f"--{name.replace('_', '-')}" for name in extra),
-            allowed="--spec with --output and --force",
+            allowed="--spec with --output, --force and where it runs (--engine, --address, --workers)",
             fix="leave the other options out, or edit a copy of the spec without its [found] table",
         )
     return specs_in(command, path)
@@ -124,8 +127,8 @@ def read_specs(command: str, path: Path, context: typer.Context) -> list[Spec]:
 def specs_in(command: str, path: Path) -> list[Spec]:
     """The specs in a file, all of this command; what they do not say is as without options."""
     specs = []
-    for options in read_options(path):
-        other = options.get("command", command)
+    for read in read_options(path):
+        other = read.get("command", command)
         if other != command:
             raise InputError(
                 "the spec is of another command",
@@ -133,10 +136,24 @@ def specs_in(command: str, path: Path) -> list[Spec]:
                 allowed=command,
                 fix=f"fragile-neurons {other} --spec {path}",
             )
-        make_spec(**{"command": command, **STAND_INS, **options})  # refuses what is of a wrong type
-        shared = {name: options.get(name, value) for name, value in PLAIN.items()}
-        specs.append(make_spec(**{"command": command, **options, **subject_options(shared)}))
+        options: dict[str, Any] = {"command": command, **read}
+        if command == "evaluate":
+            options.setdefault("attacks", split_commas(DEFAULT_ATTACKS))
+        stand_ins = STAND_INS | ({"epsilon": "0.1"} if command == "harden" else {})
+        make_spec(**{**stand_ins, **options})  # refuses what is of a wrong type
+        shared = subject_options({name: options.get(name, value) for name, value in PLAIN.items()})
+        if command == "evaluate":
+            options["attacks"] = [own.absolute(name) for name in split_commas(options["attacks"])]
+        if command == "harden":
+            options.setdefault("epsilon", middle(shared["epsilons"]))
+        specs.append(make_spec(**{**options, **shared}))
     return specs
+
+
+def middle(epsilons: Sequence[str]) -> str | None:
+    """What is hardened against, of the budgets of the curves, where that is not said."""
+    grid = parse_epsilons(epsilons)
+    return format_epsilon(grid[len(grid) // 2]) if grid else None
 
 
 def split_commas(text: str | Sequence[Any]) -> list[Any]:

@@ -44,8 +44,9 @@ def plan(context: typer.Context, **_: Any) -> None:
         _show(open_spec(asked), context.params["images"], context.params["workers"] or 1)
 
 
-# the same flags as analyze, and how many images
-_OPTIONS = inspect.signature(analyze).parameters.values()
+# the same flags as analyze, but for those that say where to; and how many images
+_ELSEWHERE = ("engine", "address", "output", "force")
+_OPTIONS = [one for name, one in inspect.signature(analyze).parameters.items() if name not in _ELSEWHERE]
 _IMAGES = inspect.Parameter(
     "images", inspect.Parameter.POSITIONAL_OR_KEYWORD, default=None, annotation=Images
 )

@@ -50,7 +50,7 @@ def run_specs(
             say(f"run {number} of {len(asked)}: {spec.model} on {spec.data}")
             try:
                 run = run_spec(spec, parent=output, force=force, engine=computed_by, progress=progress)
-            except FragileNeuronsError as error:
+            except (FragileNeuronsError, OSError) as error:
                 errors.print(f"error: {error}")
                 failed.append(number)
             else:

@@ -5,16 +5,20 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from importlib import metadata
+from importlib.util import find_spec
 
 import torch
 from torch import nn
 
+from fragile_neurons.attacks.catalogue import attack_sha256
 from fragile_neurons.classifier import Classifier, evaluating
+from fragile_neurons.runs.spec import EvaluateSpec
 from fragile_neurons.runs.subject import Subject, threads
 
+EXTRAS = ("pyautoattack",)
 PACKAGES = ("fragile-neurons", "torch", "torchvision", "numpy", "scipy")
 ARITHMETIC = "arithmetic"
-SHOWN = 12  # letters
+SHOWN, LONG = 12, 64  # letters: of a checksum
 EXPLAINED = {ARITHMETIC: "what this processor computes, to the last bit"}
 
 
@@ -24,22 +28,29 @@ def environment(subject: Subject) -> dict[str, str]:
     Processors take other kernels, which round differently: two machines may share a run only where these
     are the same.
     """
-    return {**versions(), ARITHMETIC: _arithmetic(subject)}
+    attacks = subject.spec.attacks if isinstance(subject.spec, EvaluateSpec) else ()
+    files = {name: attack_sha256(name) for name in attacks if ":" in name}
+    return {**versions(), **files, ARITHMETIC: _arithmetic(subject)}
 
 
 def versions() -> dict[str, str]:
-    """Of the packages that compute results."""
-    return {name: metadata.version(name) for name in PACKAGES}
+    """Of the packages that compute results, those of extras where they are installed."""
+    extras = [name for name in EXTRAS if find_spec(name)]
+    return {name: metadata.version(name) for name in (*PACKAGES, *extras)}
 
 
 def difference(planned: Mapping[str, str], found: Mapping[str, str]) -> str:
     """What differs between two environments, in words; empty if nothing does."""
     return "; ".join(
-        f"{EXPLAINED.get(name, name)}: {found.get(name, 'unknown')[:SHOWN]} here, "
-        f"{planned.get(name, 'unknown')[:SHOWN]} there"
+        f"{EXPLAINED.get(name, name)}: {_shown(found, name)} instead of {_shown(planned, name)}"
         for name in {**planned, **found}
         if found.get(name) != planned.get(name)
     )
+
+
+def _shown(environment: Mapping[str, str], name: str) -> str:
+    value = environment.get(name, "nothing")
+    return value[:SHOWN] if len(value) == LONG else value
 
 
 def _arithmetic(subject: Subject) -> str:
@@ -49,7 +60,9 @@ def _arithmetic(subject: Subject) -> str:
             with evaluating(classifier), torch.enable_grad():
                 inputs = images.detach().clone().requires_grad_(True)
                 logits = classifier(inputs)
-                (slope,) = torch.autograd.grad(logits.logsumexp(-1).sum(), inputs, allow_unused=True)
+                slope = None
+                if logits.requires_grad:
+                    (slope,) = torch.autograd.grad(logits.logsumexp(-1).sum(), inputs, allow_unused=True)
             for found in (logits, slope):
                 if found is not None:
                     digest.update(found.detach().cpu().contiguous().numpy().tobytes())

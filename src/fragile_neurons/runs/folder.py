@@ -64,7 +64,9 @@ def _differing(asked: Spec, planned: Spec) -> list[str]:
 
 def refuse_elsewhere(ledger: Ledger, here: Mapping[str, str]) -> None:
     """Raise an InputError where what is left of a run would come out otherwise than where it was begun."""
-    if ledger.pending() and (differing := difference(ledger.environment, here)):
+    begun = ledger.environment  # an older version did not say
+    left = ledger.pending() or ledger.damaged_units()
+    if begun and left and (differing := difference(begun, here)):
         raise InputError(
             "the run was begun where other numbers come out",
             given=differing,

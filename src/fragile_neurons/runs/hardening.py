@@ -290,7 +290,7 @@ def _fit(subject: Subject, network: str, given: Results) -> Arrays:
             mending.fitting,
             schedule,
             checkpoint=checkpoint,
-            purpose={"network": network},
+            purpose={"network": network, "run": spec.digest},
         )
         for progress in walk:
             mending.tell(f"step {progress.epoch}.{progress.step}, loss {progress.loss:.3f}")

@@ -19,13 +19,16 @@ from fragile_neurons.runs.plan import Unit
 from fragile_neurons.runs.spec import Spec, canonical_sha256
 
 FILE = "run.db"
+LATER = (
+    "CREATE TABLE IF NOT EXISTS environment (name TEXT PRIMARY KEY, value TEXT NOT NULL)",
+    "CREATE TABLE IF NOT EXISTS failures (unit TEXT PRIMARY KEY, reason TEXT NOT NULL)",
+)
+"""Tables that runs of older versions lack."""
 PARTIAL = f".{FILE}.partial"
 SCHEMA = """
 CREATE TABLE run (spec TEXT NOT NULL, digest TEXT NOT NULL, plan TEXT NOT NULL);
-CREATE TABLE environment (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE units (position INTEGER PRIMARY KEY, id TEXT UNIQUE NOT NULL, unit TEXT NOT NULL);
 CREATE TABLE results (unit TEXT PRIMARY KEY, arrays BLOB NOT NULL, sha256 TEXT NOT NULL);
-CREATE TABLE failures (unit TEXT PRIMARY KEY, reason TEXT NOT NULL);
 CREATE TABLE files (name TEXT PRIMARY KEY, sha256 TEXT NOT NULL);
 """
 
@@ -60,6 +63,8 @@ class Ledger:
             self._rows("PRAGMA journal_mode=WAL")
             self._rows("PRAGMA synchronous=FULL")
             self.spec = self._stored_spec()
+            for table in LATER:
+                self._rows(table)
         except BaseException:
             self._connection.close()
             raise
@@ -77,7 +82,7 @@ class Ledger:
         _remove_partial(folder)
         try:
             with closing(sqlite3.connect(partial)) as connection, connection:
-                connection.executescript(SCHEMA)
+                connection.executescript(";".join((SCHEMA, *LATER)))
                 plan = _plan_sha256(text for _, _, text in rows)
                 connection.execute("INSERT INTO run VALUES (?, ?, ?)", (spec.to_json(), spec.digest, plan))
                 connection.executemany("INSERT INTO environment VALUES (?, ?)", environment.items())
@@ -160,19 +165,19 @@ class Ledger:
         """What is not as it was written: units by id, files by name; IntegrityError if run.db is broken."""
         if (answer := self._one("PRAGMA integrity_check")) != "ok":
             raise self._broken(answer)
-        units = [f"unit {unit.id}" for unit in self._damaged_units()]
+        units = [f"unit {unit.id}" for unit in self.damaged_units()]
         return units + [f"file {name}" for name in self.damaged_files()]
 
     def forget_damage(self) -> None:
         """Take back what is not as it was written, so that it is made again."""
-        units, files = self._damaged_units(), self.damaged_files()
+        units, files = self.damaged_units(), self.damaged_files()
         with self._transaction():
             rows = [(unit.id,) for unit in units]
             self._connection.executemany("DELETE FROM results WHERE unit = ?", rows)
             if units or files:
                 self._connection.execute("DELETE FROM files")
 
-    def _damaged_units(self) -> list[Unit]:
+    def damaged_units(self) -> list[Unit]:
         """Results that are not what was stored; of a run with all its files also those that are gone."""
         pending = set() if self.is_exported else {unit.id for unit in self.pending()}
         return [unit for unit in self.units() if unit.id not in pending and not self._is_intact(unit)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 
 from fragile_neurons.errors import InputError, check_choice
@@ -13,10 +13,10 @@ from fragile_neurons.runs.subject import Subject
 
 ENGINES = ("local", "ray")
 
-Engine = Callable[[Subject, Ledger], Iterator[Unit]]
-"""Computes every pending unit of a ledger and yields each when it is stored.
+Engine = Callable[[Subject, Ledger], Generator[Unit, None, None]]
+"""Computes every pending unit of a ledger and yields each when its result is stored, or its failure.
 
-One that fails is recorded as a failure, and what needs it stays pending.
+What needs a unit that failed stays pending. Closed early, it stores what is being computed.
 """
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 
 from fragile_neurons import own
 from fragile_neurons.errors import FragileNeuronsError
@@ -12,8 +12,8 @@ from fragile_neurons.runs.plan import Needs, Unit
 from fragile_neurons.runs.subject import Subject
 
 
-def run_units(subject: Subject, ledger: Ledger) -> Iterator[Unit]:
-    """The engine; a mistake of the user and a disk that fails end it."""
+def run_units(subject: Subject, ledger: Ledger) -> Generator[Unit, None, None]:
+    """The engine; a mistake of the user ends it, and so does a disk that takes no result."""
     needs, pending = Needs(ledger.units()), ledger.pending()
     missing = {unit.id for unit in pending}
     for unit in pending:
@@ -22,11 +22,11 @@ def run_units(subject: Subject, ledger: Ledger) -> Iterator[Unit]:
             continue
         try:
             arrays = execute_unit(subject, unit, [(one, ledger.result(one)) for one in needed])
-        except (FragileNeuronsError, OSError):
+        except FragileNeuronsError:
             raise
         except Exception as error:  # a network of somebody else's raises what it likes
             ledger.record_failure(unit, own.told(error))
-            continue
-        ledger.record(unit, arrays)
-        missing.remove(unit.id)
+        else:
+            ledger.record(unit, arrays)
+            missing.remove(unit.id)
         yield unit

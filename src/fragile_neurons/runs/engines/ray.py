@@ -6,14 +6,16 @@ import copy
 import logging
 import os
 import secrets
+import signal
 import tempfile
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from graphlib import TopologicalSorter
 from pathlib import Path
+from pickle import PicklingError
 from typing import Any
 
 import numpy as np
@@ -42,7 +44,7 @@ import ray  # noqa: E402
 from ray.exceptions import RayError, RayTaskError  # noqa: E402
 
 SHARD = 256  # images: what a worker fetches at once
-WINDOW = 2  # units handed out for each that can run
+PATIENCE = 60.0  # seconds without news, after which it is asked whether any machine is left
 RETRIES = 2  # of a unit whose worker died: what kills three workers is at fault itself
 NODE = "ray.io/node-id"
 LOOPBACK = "127.0.0.1"
@@ -53,7 +55,7 @@ log = logging.getLogger(__name__)
 @contextmanager
 def on_ray(
     address: str | None = None, cores: int | None = None
-) -> Iterator[Callable[[Subject, Ledger], Iterator[Unit]]]:
+) -> Iterator[Callable[[Subject, Ledger], Generator[Unit, None, None]]]:
     """An engine on the cluster at an address, or on one of its own on this machine's loopback.
 
     cores: of that one; all if None. It has a token of its own, unless the environment says otherwise.
@@ -62,6 +64,7 @@ def on_ray(
     if address is None:
         options |= {"num_cpus": cores, "include_dashboard": False, "_node_ip_address": LOOPBACK}
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(address or "local", **options)
     except (ConnectionError, RayError, RuntimeError, ValueError) as error:
@@ -71,16 +74,20 @@ def on_ray(
             allowed="the address of a head node, with its token in RAY_AUTH_TOKEN",
             fix="see docs/scale.md",
         ) from error
+    with suppress(ValueError):  # Ray has put its own there, but in the main thread alone
+        signal.signal(signal.SIGTERM, on_sigterm)
     try:
         yield run_units
     finally:
         ray.shutdown()
 
 
-def run_units(subject: Subject, ledger: Ledger) -> Iterator[Unit]:
+def run_units(subject: Subject, ledger: Ledger) -> Generator[Unit, None, None]:
     """The engine: a window of units at once, each when what it needs is stored."""
-    crew = _Crew(subject, ledger.environment)
     needs, pending = Needs(ledger.units()), {unit.id: unit for unit in ledger.pending()}
+    if not pending:
+        return
+    crew = _sent(subject, ledger)
     order: TopologicalSorter[str] = TopologicalSorter()
     for unit in pending.values():
         order.add(unit.id, *(one.id for one in needs.of(unit) if one.id in pending))
@@ -96,23 +103,41 @@ def run_units(subject: Subject, ledger: Ledger) -> Iterator[Unit]:
                 running[crew.hand_out(unit, given)] = unit
             if not running:
                 return
-            (done,), _ = ray.wait(list(running), num_returns=1)
-            unit = running.pop(done)
-            try:
-                found = ray.get(done)
-            except RayError as error:
-                ledger.record_failure(unit, _reason(error))
+            done, _ = ray.wait(list(running), num_returns=1, timeout=PATIENCE)
+            if not done:
+                crew.refuse_if_alone()
                 continue
+            unit = running.pop(done[0])
+            found = _arrays(done[0], unit, ledger)
             if isinstance(found, _Refused):
                 crew.refuse(found)
                 ready.appendleft(unit)
                 continue
-            ledger.record(unit, found)
-            order.done(unit.id)
+            if found is not None:
+                ledger.record(unit, found)
+                order.done(unit.id)
             yield unit
+    except GeneratorExit:  # asked to stop: what the workers are at is finished
+        while running:
+            done, _ = ray.wait(list(running), num_returns=1)
+            unit = running.pop(done[0])
+            found = _arrays(done[0], unit, ledger)
+            if isinstance(found, dict):
+                ledger.record(unit, found)
+        raise
     finally:
         for reference in running:
             ray.cancel(reference, force=True)
+
+
+def _arrays(done: Any, unit: Unit, ledger: Ledger) -> Arrays | _Refused | None:
+    """What a worker came to; None for a unit that failed, which is recorded."""
+    try:
+        found: Arrays | _Refused = ray.get(done)
+    except RayError as error:
+        ledger.record_failure(unit, _reason(error))
+        return None
+    return found
 
 
 def _reason(error: RayError) -> str:
@@ -125,10 +150,23 @@ def _reason(error: RayError) -> str:
 
 @dataclass(frozen=True)
 class _Refused:
-    """A node that computes other numbers, and what differs."""
+    """A node that would compute other numbers, or none, and why."""
 
     node: str
     difference: str
+
+
+def _sent(subject: Subject, ledger: Ledger) -> _Crew:
+    """The workers, with what they need on its way; raises InputError where it cannot travel."""
+    try:
+        return _Crew(subject, ledger.environment)
+    except (RayError, TypeError, RuntimeError, PicklingError) as error:
+        raise InputError(
+            "the network or the images cannot be sent to workers",
+            given=own.told(error),
+            allowed="a network that can be pickled, and room for the images in Ray's object store",
+            fix="keep no open files or locks in the network, or use --engine local",
+        ) from error
 
 
 class _Crew:
@@ -144,41 +182,47 @@ class _Crew:
             "max_retries": RETRIES,
         }
         self._refused: set[str] = set()
-        if not self._able():
-            raise InputError(
-                "no worker has so many cores",
-                given=f"--threads {self._cores}",
-                allowed="at most the cores of the largest machine of the cluster",
-                fix="start a worker that has them, or begin a run with fewer --threads",
-            )
+        self.refuse_if_alone()
 
     def window(self) -> int:
         """How many units may be handed out."""
         resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-        return WINDOW * max(1, int(resources.get("CPU", 0)) // self._cores)
+        return max(1, int(resources.get("CPU", 0)) // self._cores)
 
     def _able(self) -> set[str]:
-        """The nodes that have the cores of a worker."""
+        """The nodes that have what a worker needs."""
         nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
         return {
             node["NodeID"]
             for node in nodes
-            if node["Alive"] and node["Resources"].get("CPU", 0) >= self._cores
+            if node["Alive"]
+            and node["Resources"].get("CPU", 0) >= self._cores
+            and node["Resources"].get("GPU", 0) >= self._options["num_gpus"]
         }
 
     def hand_out(self, unit: Unit, given: Sequence[tuple[Unit, Arrays]]) -> Any:
         """Have a unit computed: a reference to its arrays, or to a refusal."""
         return self._task.options(**self._options).remote([self._shared], unit, given)
 
+    def refuse_if_alone(self) -> None:
+        """Raise an InputError where no machine is left that could take a unit."""
+        if not self._able() - self._refused:
+            raise InputError(
+                "no machine of the cluster can take a unit",
+                given=f"--threads {self._cores}, {self._options['num_gpus']} GPUs",
+                allowed="at least one machine with so many cores and GPUs",
+                fix="start such a worker and resume, or begin a run with fewer --threads",
+            )
+
     def refuse(self, found: _Refused) -> None:
         """Hand nothing more to a node; raises InputError if no other is left."""
         if found.node not in self._refused:
-            log.warning("a machine is left out, other numbers come out there: %s", found.difference)
+            log.warning("a machine is left out, other numbers would come out there: %s", found.difference)
         self._refused.add(found.node)
         self._options["label_selector"] = {NODE: f"!in({','.join(sorted(self._refused))})"}
         if self._able() <= self._refused:
             raise InputError(
-                "every machine computes other numbers than this one",
+                "every machine would compute other numbers than this one",
                 given=found.difference,
                 allowed="workers with the versions and the kind of processor that the run began with",
                 fix="start the run from one of the workers, or install the same versions there",
@@ -231,8 +275,11 @@ class StoredImages:
 
 def _execute(shared: Sequence[Any], unit: Unit, given: Sequence[tuple[Unit, Arrays]]) -> Arrays | _Refused:
     """One unit in a worker; shared: a reference to the subject and to what it should compute here."""
-    subject, other = _opened(*shared)
-    if other:
+    try:
+        subject, other = _opened(*shared)
+    except Exception as error:  # what the network needs is not there, or is another version
+        subject, other = None, own.told(error)
+    if subject is None or other:
         return _Refused(ray.get_runtime_context().get_node_id(), other)
     # what comes from the store can only be read
     own_given = [(one, {name: array.copy() for name, array in arrays.items()}) for one, arrays in given]
@@ -249,7 +296,8 @@ def _opened(shared: Any) -> tuple[Subject, str]:
 def _ready(subject: Subject) -> Subject:
     mending = subject.mending
     if mending is not None:
-        scratch = mending.scratch if mending.scratch.is_dir() else Path(tempfile.gettempdir())
+        here = mending.scratch.is_dir()  # the run folder, where this machine sees it
+        scratch = mending.scratch if here else Path(tempfile.mkdtemp(prefix="fragile-neurons-"))
         scoring = None if mending.scoring is None else _ready(mending.scoring)
         mending = replace(mending, scoring=scoring, scratch=scratch)
     found = subject.spec.found
