@@ -12,7 +12,7 @@ from torch import nn
 
 from fragile_neurons import Classifier, ImageData, Run
 from fragile_neurons.runs.spec import Spec, make_spec
-from fragile_neurons.runs.subject import Subject, open_subject
+from fragile_neurons.runs.subject import Subject, open_subject, threads
 from fragile_neurons.workflows import run_subject, silent
 
 CONTRACT_FILES = {
@@ -60,7 +60,8 @@ def small_network() -> Classifier:
         )
     )
     classifier = Classifier(module, mean=[0.4], std=[0.3], name="small")
-    return fitted(classifier, small_images(), steps=12, rate=3e-3)
+    with threads(1):  # the same weights in every process
+        return fitted(classifier, small_images(), steps=12, rate=3e-3)
 
 
 def small_spec(**changes: object) -> Spec:

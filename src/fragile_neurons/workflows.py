@@ -54,6 +54,7 @@ from fragile_neurons.sweeps.sampling import STANDARD_ERROR
 WRITERS: dict[str, Callable[[Run, Path], None]] = {"summary.md": write_markdown, REPORT: write_page}
 
 RUNS = "runs"
+CHECKED = ("inputs", "gradients")
 SHOWN_FAILURES = 3
 
 log = logging.getLogger(__name__)
@@ -313,7 +314,7 @@ def _run_pending(subject: Subject, ledger: Ledger, engine: Engine, progress: Pro
             for unit in units:
                 done += 1
                 advance(done, unit.id)
-                if unit.kind == "gradients" and not unit.network:
+                if unit.kind in CHECKED and not unit.network:
                     _warn(subject, ledger)
     if left := len(ledger.pending()):
         raise IncompleteError(_told(ledger.failures, total - left, total, ledger.folder, spec.batch_size))
@@ -336,14 +337,14 @@ def _told(failures: Mapping[str, str], done: int, total: int, folder: Path, batc
 
 
 def _warn(subject: Subject, ledger: Ledger) -> None:
-    """Tell at once what is wrong with the inputs: the rest takes minutes."""
-    failures = ledger.failures
+    """Tell at once what is wrong with the inputs, when both checks are there: the rest takes minutes."""
+    missing = {unit.id for unit in ledger.pending()}
     cheap = {
         unit.kind: ledger.result(unit)
         for unit in ledger.units()
-        if unit.kind in ("inputs", "gradients") and not unit.network and unit.id not in failures
+        if unit.kind in CHECKED and not unit.network and unit.id not in missing
     }
-    if len(cheap) < 2:
+    if len(cheap) < len(CHECKED):
         return
     for check in check_inputs(cheap["inputs"], cheap["gradients"], subject.data.classes):
         if check.status in ("warn", "fail"):
