@@ -118,7 +118,7 @@ def read_specs(command: str, path: Path, context: typer.Context) -> list[Spec]:
         raise InputError(
             "--spec stands alone",
             given=", ".join(f"--{name.replace('_', '-')}" for name in extra),
-            allowed="--spec with --output, --force and where it runs (--engine, --address, --workers)",
+            allowed="--spec with --output and --force, and with --engine, --address and --workers",
             fix="leave the other options out, or edit a copy of the spec without its [found] table",
         )
     return specs_in(command, path)
