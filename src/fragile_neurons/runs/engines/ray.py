@@ -2,35 +2,27 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import os
 import secrets
 import signal
-import tempfile
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from graphlib import TopologicalSorter
-from pathlib import Path
 from pickle import PicklingError
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from fragile_neurons import own
-from fragile_neurons.data.images import ImageData
 from fragile_neurons.errors import FragileNeuronsError, InputError
 from fragile_neurons.evidence import Arrays
 from fragile_neurons.runs.environment import difference, environment
 from fragile_neurons.runs.execute import execute_unit
 from fragile_neurons.runs.ledger import Ledger
 from fragile_neurons.runs.plan import Needs, Unit
-from fragile_neurons.runs.subject import Mending, Subject
-from fragile_neurons.sweeps.choice import choose_way
+from fragile_neurons.runs.subject import Subject
 
 # read by Ray when it is imported: whoever reaches a cluster runs code on it, so it asks for a token; and it
 # reports to nobody
@@ -43,7 +35,8 @@ for _name, _value in {
 import ray  # noqa: E402
 from ray.exceptions import RayError, RayTaskError  # noqa: E402
 
-SHARD = 256  # images: what a worker fetches at once
+from fragile_neurons.runs.engines.sharing import ready, share  # noqa: E402  imports Ray too
+
 PATIENCE = 60.0  # seconds without news, after which it is asked whether any machine is left
 RETRIES = 2  # of a unit whose worker died: what kills three workers is at fault itself
 NODE = "ray.io/node-id"
@@ -92,13 +85,13 @@ def run_units(subject: Subject, ledger: Ledger) -> Generator[Unit, None, None]:
     for unit in pending.values():
         order.add(unit.id, *(one.id for one in needs.of(unit) if one.id in pending))
     order.prepare()
-    ready: deque[Unit] = deque()
+    waiting: deque[Unit] = deque()
     running: dict[Any, Unit] = {}
     try:
         while True:
-            ready.extend(pending[name] for name in order.get_ready())
-            while ready and len(running) < crew.window():
-                unit = ready.popleft()
+            waiting.extend(pending[name] for name in order.get_ready())
+            while waiting and len(running) < crew.window():
+                unit = waiting.popleft()
                 given = [(one, ledger.result(one)) for one in needs.of(unit)]
                 running[crew.hand_out(unit, given)] = unit
             if not running:
@@ -111,7 +104,7 @@ def run_units(subject: Subject, ledger: Ledger) -> Generator[Unit, None, None]:
             found = _arrays(done[0], unit, ledger)
             if isinstance(found, _Refused):
                 crew.refuse(found)
-                ready.appendleft(unit)
+                waiting.appendleft(unit)
                 continue
             if found is not None:
                 ledger.record(unit, found)
@@ -174,7 +167,7 @@ class _Crew:
 
     def __init__(self, subject: Subject, planned: dict[str, str]) -> None:
         self._cores = subject.spec.threads
-        self._shared = ray.put((_share(subject), planned))
+        self._shared = ray.put((share(subject), planned))
         self._task = ray.remote(_execute)
         self._options: dict[str, Any] = {
             "num_cpus": self._cores,
@@ -229,50 +222,6 @@ class _Crew:
             )
 
 
-def _share(subject: Subject) -> Subject:
-    """What a worker needs of a subject: images are fetched when they are asked for, the way is found anew."""
-    mending = subject.mending
-    if mending is not None:
-        mending = Mending(
-            fitting=_store(mending.fitting),
-            choosing=_store(mending.choosing),
-            scoring=None if mending.scoring is None else _share(mending.scoring),
-            scratch=mending.scratch.absolute(),
-        )
-    return replace(subject, data=_store(subject.data), mending=mending, way=None, designs={}, _swept={})
-
-
-def _store(data: ImageData) -> ImageData:
-    shards = tuple(
-        ray.put(np.ascontiguousarray(data.images[start : start + SHARD]))
-        for start in range(0, len(data), SHARD)
-    )
-    assert data.sha256  # known from here on: a worker would fetch everything for it
-    stored = copy.copy(data)
-    object.__setattr__(stored, "images", StoredImages(shards, data.images.shape, data.images.dtype))
-    return stored
-
-
-@dataclass(frozen=True)
-class StoredImages:
-    """Images in Ray's object store, SHARD to an object; slices and positions give arrays."""
-
-    shards: tuple[Any, ...]
-    shape: tuple[int, ...]
-    dtype: np.dtype[Any]
-
-    def __len__(self) -> int:
-        return self.shape[0]
-
-    def __getitem__(self, rows: Any) -> npt.NDArray[Any]:
-        places = np.arange(len(self))[rows]
-        found = np.empty((len(places), *self.shape[1:]), self.dtype)
-        for shard in np.unique(places // SHARD):
-            here = places // SHARD == shard
-            found[here] = ray.get(self.shards[shard])[places[here] % SHARD]
-        return found
-
-
 def _execute(shared: Sequence[Any], unit: Unit, given: Sequence[tuple[Unit, Arrays]]) -> Arrays | _Refused:
     """One unit in a worker; shared: a reference to the subject and to what it should compute here."""
     try:
@@ -290,20 +239,4 @@ def _execute(shared: Sequence[Any], unit: Unit, given: Sequence[tuple[Unit, Arra
 def _opened(shared: Any) -> tuple[Subject, str]:
     """The subject in this worker, and how what it computes here differs from where the run began."""
     subject, planned = ray.get(shared)
-    return _ready(subject), difference(planned, environment(subject))
-
-
-def _ready(subject: Subject) -> Subject:
-    mending = subject.mending
-    if mending is not None:
-        here = mending.scratch.is_dir()  # the run folder, where this machine sees it
-        scratch = mending.scratch if here else Path(tempfile.mkdtemp(prefix="fragile-neurons-"))
-        scoring = None if mending.scoring is None else _ready(mending.scoring)
-        mending = replace(mending, scoring=scoring, scratch=scratch)
-    found = subject.spec.found
-    way = None
-    if found is not None and found.sweep is not None:
-        way = choose_way(
-            subject.classifier, subject.selection.sites, subject.selection.images, found.sweep
-        ).way
-    return replace(subject, mending=mending, way=way)
+    return ready(subject), difference(planned, environment(subject))
