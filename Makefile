@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-slow torture screenshot format clean
+.PHONY: demo test test-slow torture study study-tables screenshot format clean
 
 demo: $(INSTALLED)  ## the paper's experiment on bundled MNIST images: a minute or two
 	$(BIN)/fragile-neurons analyze
@@ -21,6 +21,12 @@ test-slow: $(INSTALLED)  ## simulations and long runs
 
 torture: $(INSTALLED)  ## docs/torture.md: runs killed and damaged, nothing lost
 	$(BIN)/python tests/faults/torture.py --kills 50 --flips 100 --output docs/torture.md
+
+study: $(INSTALLED)  ## the paper's experiment on eleven networks: about ten hours on two cores, goes on where it was
+	PATH="$(abspath $(BIN)):$$PATH" docs/study/study.sh
+
+study-tables: $(INSTALLED)  ## docs/study.md from the files under docs/study
+	$(BIN)/python docs/study/tables.py
 
 screenshot: $(INSTALLED)  ## docs/report.png, the report of what demo runs; needs chromium
 	$(BIN)/fragile-neurons analyze --output runs/demo

@@ -29,9 +29,10 @@ import fragile_neurons as fn
 from fragile_neurons.runs.engines import open_engine
 from fragile_neurons.runs.forecast import forecast
 from fragile_neurons.runs.ledger import Ledger
+from fragile_neurons.runs.remaining import silent
 from fragile_neurons.runs.spec import Spec, make_spec
 from fragile_neurons.runs.subject import open_spec, open_subject
-from fragile_neurons.workflows import run_subject, silent
+from fragile_neurons.workflows import run_subject
 
 KEPT = Path.home() / ".cache/fragile-neurons/benchmarks"
 CORES = len(os.sched_getaffinity(0))

@@ -19,8 +19,9 @@ from fragile_neurons.data.catalogue import find_dataset
 from fragile_neurons.runs.engines import local
 from fragile_neurons.runs.execute import execute_unit
 from fragile_neurons.runs.plan import Unit
+from fragile_neurons.runs.remaining import silent
 from fragile_neurons.runs.subject import Subject, open_subject
-from fragile_neurons.workflows import run_subject, silent
+from fragile_neurons.workflows import run_subject
 
 
 def pytest_configure() -> None:

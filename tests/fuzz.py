@@ -27,7 +27,7 @@ from PIL import Image
 from safetensors.torch import save
 from torch import nn
 
-from fragile_neurons.cli.options import specs_in
+from fragile_neurons.cli.specs import specs_in
 from fragile_neurons.data.arrays import load_npz
 from fragile_neurons.data.catalogue import load_data
 from fragile_neurons.data.cifar10 import BATCHES, _unpacking

@@ -11,9 +11,10 @@ from fitted import fitted
 from torch import nn
 
 from fragile_neurons import Classifier, ImageData, Run
+from fragile_neurons.runs.remaining import silent
 from fragile_neurons.runs.spec import Spec, make_spec
 from fragile_neurons.runs.subject import Subject, open_subject, threads
-from fragile_neurons.workflows import run_subject, silent
+from fragile_neurons.workflows import run_subject
 
 CONTRACT_FILES = {
     "spec.toml",
@@ -34,14 +35,14 @@ UNITS = 23
 """2 cheap checks, predictions and disturbances of 2 spans, drops, patches, curves of 5, orders, examples."""
 
 
-def small_images() -> ImageData:
-    """40 random images, 1 x 8 x 8, of three classes: a blob whose place depends on the class."""
-    generator = np.random.default_rng(0)
-    labels = np.arange(40) % 3
-    images = generator.integers(0, 120, (40, 1, 8, 8), dtype=np.uint8)
+def small_images(count: int = IMAGES, *, seed: int = 0, split: str = "test") -> ImageData:
+    """Random images, 1 x 8 x 8, of three classes: a blob whose place depends on the class."""
+    generator = np.random.default_rng(seed)
+    labels = np.arange(count) % 3
+    images = generator.integers(0, 120, (count, 1, 8, 8), dtype=np.uint8)
     for image, label in zip(images, labels, strict=True):
         image[0, 2 * label : 2 * label + 3, 1:7] += 100
-    return ImageData(images, labels.astype(np.int64), ("one", "two", "three"), name="blobs")
+    return ImageData(images, labels.astype(np.int64), ("one", "two", "three"), name="blobs", split=split)
 
 
 def small_network() -> Classifier:

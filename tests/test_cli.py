@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save_file
 
 from fragile_neurons import open_run
 from fragile_neurons.cli import main
-from fragile_neurons.cli.options import specs_in
+from fragile_neurons.cli.specs import specs_in
 from fragile_neurons.models.loading import MODELS
 from fragile_neurons.report import sentences
 from fragile_neurons.runs.engines import local
@@ -827,7 +827,7 @@ SIGNALLED = """
 import os, signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 from fragile_neurons.cli import main
-from fragile_neurons.cli.options import specs_in
+from fragile_neurons.cli.specs import specs_in
 from fragile_neurons.runs.engines import local
 
 execute, number, times, left = local.execute_unit, *(int(sys.argv.pop(1)) for _ in range(3))

@@ -20,9 +20,10 @@ from fragile_neurons.attacks.smallest import HALVINGS, smallest_fooling_epsilons
 from fragile_neurons.runs.execute import execute_unit
 from fragile_neurons.runs.ledger import Ledger
 from fragile_neurons.runs.plan import Unit
+from fragile_neurons.runs.remaining import silent
 from fragile_neurons.runs.spec import EvaluateSpec, make_spec
 from fragile_neurons.runs.subject import Subject, open_subject
-from fragile_neurons.workflows import run_subject, silent
+from fragile_neurons.workflows import run_subject
 
 ATTACKS = ("fgsm", "pgd-margin", "sign-noise")
 EPSILONS = ("0.02", "0.06")

@@ -16,6 +16,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from small import small_images
 from torch import nn
 
 import fragile_neurons as fn
@@ -67,18 +68,9 @@ Images = Callable[[str, int], fn.ImageData]
 
 
 @pytest.fixture
-def images(small_data: fn.ImageData) -> Images:
-    """More blobs as small_data has them, 60 for each split, none of them twice."""
-
-    def draw(split: str, seed: int) -> fn.ImageData:
-        generator = np.random.default_rng(seed)
-        labels = np.arange(60) % 3
-        pixels = generator.integers(0, 120, (60, 1, 8, 8), dtype=np.uint8)
-        for image, label in zip(pixels, labels, strict=True):
-            image[0, 2 * label : 2 * label + 3, 1:7] += 100
-        return fn.ImageData(pixels, labels.astype(np.int64), small_data.classes, name="blobs", split=split)
-
-    return draw
+def images() -> Images:
+    """60 more blobs for each split, none of them twice."""
+    return lambda split, seed: small_images(60, seed=seed, split=split)
 
 
 Harden = Callable[..., fn.Run]

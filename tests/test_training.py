@@ -2,7 +2,7 @@ import io
 import json
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -474,10 +474,26 @@ def test_train_leaves_weights_and_a_card_that_tells_what_they_reach(
     assert card["parameters"] == 4 * 9 + 4 + 4 + 4 + 64 * 3 + 3
     assert card["weights_sha256"] == classifier.sha256()
     assert card["command"] == "the command"
+    assert card["schedule"] == asdict(Schedule(epochs=8))
     assert card["versions"]["torch"] == torch.__version__
     assert card["data"]["name"] == "toy"
     assert card["data"]["test_sha256"] == toy["test"].sample(None, 0).sha256
     assert card["data"]["train_sha256"] == toy["train"].sample(None, 0).sha256
+
+
+def test_a_training_that_ended_is_left_alone_and_one_that_lost_its_card_is_judged_again(
+    toy: dict[str, ImageData], tmp_path: Path
+) -> None:
+    train(tmp_path / "run")
+    before = {
+        path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in (tmp_path / "run").iterdir()
+    }
+    assert train(tmp_path / "run") == []
+    after = {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in (tmp_path / "run").iterdir()}
+    assert after == before
+    (tmp_path / "run" / "card.json").unlink()
+    assert train(tmp_path / "run") == []
+    assert (tmp_path / "run" / "card.json").read_bytes() == before["card.json"][0]
 
 
 def test_a_training_on_attacked_images_is_judged_at_its_own_epsilon(
@@ -587,6 +603,15 @@ def test_images_that_may_be_mirrored_are_trained_longer_and_by_sgd() -> None:
     assert make_schedule(mnist, epochs=2, seed=0).epochs == 2
     long = make_schedule(cifar, epochs=None, seed=3)
     assert (long.epochs, long.optimizer, long.seed) == (30, "SGD", 3)
+    assert make_schedule(cifar, epochs=None, learning_rate=0.02, seed=3) == replace(
+        long, peak_learning_rate=0.02
+    )
+
+
+@pytest.mark.parametrize("rate", [0.0, -0.1, float("nan"), float("inf")])
+def test_a_learning_rate_that_is_none_is_refused(rate: float) -> None:
+    with pytest.raises(InputError, match="the learning rate is not a positive number"):
+        make_schedule(find_dataset("mnist"), epochs=None, learning_rate=rate, seed=0)
 
 
 def test_sgd_takes_nesterovs_step(small_data: ImageData, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -17,16 +18,21 @@ Replacement = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 int64 (*rows), to maps of the same shape."""
 
 
-def drop(values: float | Sequence[float]) -> Replacement:
-    """Nodal dropout: the map becomes a constant, one for all channels or one for each."""
-    constants = torch.as_tensor(values, dtype=torch.float32)
+@dataclass(frozen=True, eq=False)
+class Constant:
+    """A replacement that is the same for every image: one number for all channels, or one for each."""
 
-    def replace(maps: torch.Tensor, channels: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
-        here = constants.to(maps)
+    values: torch.Tensor
+
+    def __call__(self, maps: torch.Tensor, channels: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
+        here = self.values.to(maps)
         of_rows = here[channels] if here.ndim else here.expand(channels.shape)
         return of_rows.reshape(*channels.shape, *[1] * (maps.ndim - channels.ndim)).expand_as(maps)
 
-    return replace
+
+def drop(values: float | Sequence[float]) -> Constant:
+    """Nodal dropout: the map becomes a constant, one for all channels or one for each."""
+    return Constant(torch.as_tensor(values, dtype=torch.float32))
 
 
 def patch(others: torch.Tensor) -> Replacement:

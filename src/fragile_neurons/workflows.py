@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, closing, nullcontext
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
@@ -15,9 +12,7 @@ from fragile_neurons.analysis.verdicts import Rule
 from fragile_neurons.attacks.catalogue import missing_extra
 from fragile_neurons.classifier import Classifier
 from fragile_neurons.data.images import ImageData
-from fragile_neurons.errors import IncompleteError
 from fragile_neurons.evidence import conditions
-from fragile_neurons.honesty import check_inputs
 from fragile_neurons.norms import format_epsilon, parse_epsilon, parse_epsilons
 from fragile_neurons.report.page import write_page
 from fragile_neurons.report.tables import write_markdown
@@ -44,6 +39,7 @@ from fragile_neurons.runs.hardening import fitted, screened, trials_of
 from fragile_neurons.runs.ledger import Ledger
 from fragile_neurons.runs.mended import collect_hardening
 from fragile_neurons.runs.plan import Unit, make_plan, plan_evaluation, plan_hardening
+from fragile_neurons.runs.remaining import Progress, run_remaining, silent
 from fragile_neurons.runs.results import collect_results
 from fragile_neurons.runs.run import REPORT, Run, open_intact_run, open_run
 from fragile_neurons.runs.scoring import scoring_units
@@ -54,18 +50,6 @@ from fragile_neurons.sweeps.sampling import STANDARD_ERROR
 WRITERS: dict[str, Callable[[Run, Path], None]] = {"summary.md": write_markdown, REPORT: write_page}
 
 RUNS = "runs"
-CHECKED = ("inputs", "gradients")
-SHOWN_FAILURES = 3
-
-log = logging.getLogger(__name__)
-
-Advance = Callable[[int, str], None]
-Progress = Callable[[str, int], AbstractContextManager[Advance]]
-
-
-def silent(title: str, total: int) -> AbstractContextManager[Advance]:
-    """Progress that nobody hears."""
-    return nullcontext(lambda done, note: None)
 
 
 def analyze(
@@ -251,7 +235,7 @@ def run_subject(
     ):
         refuse_elsewhere(ledger, here)
         ledger.forget_damage()
-        _run_pending(subject, ledger, engine, progress)
+        run_remaining(subject, ledger, engine, progress)
         if not ledger.is_exported:
             if isinstance(spec, EvaluateSpec):
                 names = export_evaluation(folder, subject, collect_evaluation(subject, ledger))
@@ -298,54 +282,3 @@ def _plan(subject: Subject) -> tuple[Unit, ...]:
     patched = any(parse_epsilons(spec.epsilons))
     sampled = spec.found.sweep == "sampled"
     return make_plan(subject.selection, images, batch_size, patched=patched, sampled=sampled)
-
-
-def _run_pending(subject: Subject, ledger: Ledger, engine: Engine, progress: Progress) -> None:
-    spec, total, left = subject.spec, len(ledger.units()), len(ledger.pending())
-    done = total - left
-    with progress("units", total) as advance:
-        advance(done, "" if left else "all of them before")
-        if subject.mending is not None:
-            telling = replace(
-                subject.mending, scratch=ledger.folder, tell=lambda note: advance(done, f"fitting: {note}")
-            )
-            subject = replace(subject, mending=telling)
-        with closing(engine(subject, ledger)) as units:
-            for unit in units:
-                done += 1
-                advance(done, unit.id)
-                if unit.kind in CHECKED and not unit.network:
-                    _warn(subject, ledger)
-    if left := len(ledger.pending()):
-        raise IncompleteError(_told(ledger.failures, total - left, total, ledger.folder, spec.batch_size))
-
-
-def _told(failures: Mapping[str, str], done: int, total: int, folder: Path, batch_size: int) -> str:
-    """What to say of a run in which units failed."""
-    shown = [f"  {unit}: {reason}" for unit, reason in list(failures.items())[:SHOWN_FAILURES]]
-    if len(failures) > len(shown):
-        shown.append(f"  and {len(failures) - len(shown)} more: fragile-neurons status {folder}")
-    units = f"{len(failures)} unit{'s' * (len(failures) > 1)}"
-    return "\n".join(
-        [
-            f"{units} of work failed, {done} of {total} are done and kept",
-            *shown,
-            f"  fix:     if {batch_size} images at once are too many, begin anew with --batch-size;",
-            f"           when the cause is mended: fragile-neurons resume {folder}",
-        ]
-    )
-
-
-def _warn(subject: Subject, ledger: Ledger) -> None:
-    """Tell at once what is wrong with the inputs, when both checks are there: the rest takes minutes."""
-    missing = {unit.id for unit in ledger.pending()}
-    cheap = {
-        unit.kind: ledger.result(unit)
-        for unit in ledger.units()
-        if unit.kind in CHECKED and not unit.network and unit.id not in missing
-    }
-    if len(cheap) < len(CHECKED):
-        return
-    for check in check_inputs(cheap["inputs"], cheap["gradients"], subject.data.classes):
-        if check.status in ("warn", "fail"):
-            log.warning("%s (%s): %s; %s", check.name, check.status, check.meaning, check.advice)

@@ -1,6 +1,6 @@
 """Runs of the small network on Ray; a process of its own, so that a test can give it a network of its own.
 
-    python tests/faults/on_ray.py FOLDER --workers 2 [--neurons-per-unit 1] [--shuffled] [--kill 3]
+    python tests/faults/on_ray.py FOLDER --workers 2 [--command harden] [--neurons-per-unit 1] [--kill 3]
 
 Prints, as JSON, the units that were computed, the workers killed and the seconds that the run took.
 """
@@ -15,23 +15,28 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from small import BATCH, IMAGES, small_images, small_network, small_spec
+from small import BATCH, EPSILON, IMAGES, small_images, small_network, small_spec, small_subject
 
 from fragile_neurons import Classifier, FragileNeuronsError
 from fragile_neurons.runs.engines import Engine, open_engine
 from fragile_neurons.runs.environment import environment
 from fragile_neurons.runs.ledger import Ledger
 from fragile_neurons.runs.plan import Unit, make_plan
-from fragile_neurons.runs.subject import Subject, open_subject
-from fragile_neurons.workflows import run_subject, silent
+from fragile_neurons.runs.remaining import silent
+from fragile_neurons.runs.spec import HardenSpec
+from fragile_neurons.runs.subject import Subject, open_spec, open_subject, open_to_harden
+from fragile_neurons.workflows import run_subject
+
+OWN = Path(__file__).with_name("of_their_own.py")
 
 
 class Faulty(nn.Module):
@@ -50,13 +55,45 @@ class Faulty(nn.Module):
         return found
 
 
-def subject_of(fault: str | None) -> Subject:
+def faulty_subject(fault: str) -> Subject:
     classifier, data = small_network(), small_images()
-    if fault:
-        batch = classifier.normalise(data[BATCH : 2 * BATCH][0])
-        module = Faulty(classifier.module, fault, batch)
-        classifier = Classifier(module, mean=[0.4], std=[0.3], name="small")
-    return open_subject(small_spec(sweep="reference" if fault else "auto"), classifier, data)
+    batch = classifier.normalise(data[BATCH : 2 * BATCH][0])
+    module = Faulty(classifier.module, fault, batch)
+    faulty = Classifier(module, mean=[0.4], std=[0.3], name="small")
+    return open_subject(small_spec(sweep="reference"), faulty, data)
+
+
+def sampled_subject() -> Subject:
+    """Of more images than a pilot takes."""
+    images = small_images(640)
+    return open_subject(small_spec(sweep="sampled", limit=640, batch_size=64), small_network(), images)
+
+
+def own_subject() -> Subject:
+    return open_spec(small_spec(model=f"{OWN}:network", data="mnist", limit=64, batch_size=32))
+
+
+def subject_to_evaluate() -> Subject:
+    return small_subject(command="evaluate", attacks=["fgsm", "pgd", f"{OWN}:brighter"])
+
+
+def subject_to_harden(rule: str) -> Subject:
+    spec = small_spec(command="harden", rule=rule, epsilon=EPSILON, alternatives=False, steps=4, budget=0.1)
+    assert isinstance(spec, HardenSpec)
+    splits = {split: small_images(seed=seed, split=split) for seed, split in enumerate(("val", "train"), 1)}
+    return open_to_harden(spec, small_network(), test=small_images(), **splits)
+
+
+SUBJECTS: dict[str, Callable[[], Subject]] = {
+    "analyze": small_subject,
+    "sampled": sampled_subject,
+    "own": own_subject,
+    "evaluate": subject_to_evaluate,
+    "proportional": partial(subject_to_harden, "proportional"),
+    "learned": partial(subject_to_harden, "learned"),
+    "exit": partial(faulty_subject, "exit"),
+    "raise": partial(faulty_subject, "raise"),
+}
 
 
 def busy_workers() -> list[int]:
@@ -120,19 +157,20 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=Path)
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--neurons-per-unit", type=int, default=64)
+    parser.add_argument("--subject", choices=SUBJECTS, default="analyze")
+    parser.add_argument("--neurons-per-unit", type=int)
     parser.add_argument("--shuffled", action="store_true")
     parser.add_argument("--kill", type=int, default=0)
-    parser.add_argument("--fault", choices=["exit", "raise"])
+    parser.add_argument("--stop-after", type=int, help="Units, as if by Ctrl-C.")
     parser.add_argument("--strange", type=int, default=0, help="So many machines with another processor.")
     asked = parser.parse_args()
     torch.set_num_threads(1)
-    subject = subject_of(asked.fault)
-    units = make_plan(subject.selection, IMAGES, BATCH, neurons_per_unit=asked.neurons_per_unit)
+    subject = SUBJECTS[asked.subject]()
     if asked.shuffled:
         shuffle_pending()
-    asked.folder.mkdir(parents=True, exist_ok=True)
-    if not (asked.folder / "run.db").exists():
+    if asked.neurons_per_unit:
+        units = make_plan(subject.selection, IMAGES, BATCH, neurons_per_unit=asked.neurons_per_unit)
+        asked.folder.mkdir(parents=True, exist_ok=True)
         Ledger.create(asked.folder, subject.spec, units, environment(subject)).__exit__()
     computed: list[str] = []
     killed: list[int] = []
@@ -140,9 +178,12 @@ def main() -> None:
     with opened(asked.workers, asked.strange) as engine:
 
         def watched(subject: Subject, ledger: Ledger) -> Generator[Unit, None, None]:
-            for unit in engine(subject, ledger):
-                computed.append(unit.id)
-                yield unit
+            with closing(engine(subject, ledger)) as units:
+                for unit in units:
+                    computed.append(unit.id)
+                    yield unit
+                    if len(computed) == asked.stop_after:
+                        raise KeyboardInterrupt
 
         start = time.perf_counter()
         killer = threading.Thread(target=kill_some, args=(asked.kill, killed, computed, over))
@@ -151,6 +192,8 @@ def main() -> None:
             run_subject(subject, output=asked.folder, force=False, engine=watched, progress=silent)
         except FragileNeuronsError as error:
             failure = f"{error.exit_code}: {error}"
+        except KeyboardInterrupt:
+            failure = "stopped"
         over.set()
         killer.join()
         seconds = time.perf_counter() - start

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from small import UNITS
+from on_ray import SUBJECTS
+from small import UNITS, finish, small_subject
 
 from fragile_neurons.runs.ledger import Ledger
 
@@ -38,6 +39,11 @@ def on_ray(folder: Path, *options: object, **environment: str) -> dict[str, Any]
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """All but the ledger, which holds times."""
+    return {path.name: path.read_bytes() for path in folder.iterdir() if not path.name.startswith("run.db")}
 
 
 def assert_same(folder: Path, finished: Path) -> None:
@@ -69,6 +75,27 @@ def test_neither_workers_nor_units_nor_order_nor_environment_change_a_byte(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("asked", ["sampled", "own", "evaluate", "proportional", "learned"])
+def test_every_command_and_way_leaves_the_folder_that_this_process_does(tmp_path: Path, asked: str) -> None:
+    on_ray(tmp_path / "ray", "--workers", 2, "--subject", asked)
+    finish(SUBJECTS[asked](), tmp_path / "here")
+    assert files(tmp_path / "ray") == files(tmp_path / "here")
+
+
+@pytest.mark.slow
+def test_a_run_is_stopped_resumed_by_ray_and_finished_here(finished: Path, tmp_path: Path) -> None:
+    stopped = [on_ray(tmp_path / "run", "--workers", 2, "--stop-after", 5) for _ in range(2)]
+    assert [one["failure"] for one in stopped] == ["stopped", "stopped"]
+    with Ledger(tmp_path / "run") as ledger:
+        left = {unit.id for unit in ledger.pending()}
+    computed = [unit for one in stopped for unit in one["computed"]]
+    # what the workers were at is stored, too
+    assert len(computed) == len(set(computed)) == 10 <= UNITS - len(left) <= 10 + 2 * 2
+    finish(small_subject(), tmp_path / "run")
+    assert files(tmp_path / "run") == files(finished)
+
+
+@pytest.mark.slow
 def test_workers_that_are_killed_are_replaced_and_nothing_is_computed_twice(
     finished: Path, tmp_path: Path
 ) -> None:
@@ -85,7 +112,7 @@ def test_workers_that_are_killed_are_replaced_and_nothing_is_computed_twice(
 def test_a_unit_that_kills_its_workers_or_raises_is_recorded_and_the_rest_is_finished(
     tmp_path: Path, fault: str, reason: str
 ) -> None:
-    found = on_ray(tmp_path / "run", "--workers", 2, "--fault", fault)
+    found = on_ray(tmp_path / "run", "--workers", 2, "--subject", fault)
     assert found["failure"].startswith("3: ")
     assert reason in found["failure"]
     with Ledger(tmp_path / "run") as ledger:

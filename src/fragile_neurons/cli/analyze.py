@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from fragile_neurons.cli import options, running
+from fragile_neurons.cli import options, running, specs
 from fragile_neurons.runs.spec import Spec, make_spec
 
 EMBEDDED_EPSILONS = "0.1,0.2"
@@ -84,8 +84,8 @@ def asked_specs(context: typer.Context) -> list[Spec]:
     """What the options of `analyze` ask for; several by a list in a file."""
     given = context.params
     if given["spec"] is not None:
-        return options.read_specs("analyze", given["spec"], context)
-    if not options.asked_for(context):
+        return specs.read_specs("analyze", given["spec"], context)
+    if not specs.asked_for(context):
         given = given | {"epsilons": EMBEDDED_EPSILONS}
     names = ("layer", "neurons", "site", "replace", "mode", "sweep", "verdict_rule", "dtype")
     asked = make_spec(

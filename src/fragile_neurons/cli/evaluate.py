@@ -8,7 +8,7 @@ import typer
 
 from fragile_neurons import own
 from fragile_neurons.attacks.catalogue import ATTACKS
-from fragile_neurons.cli import options, running
+from fragile_neurons.cli import options, running, specs
 from fragile_neurons.runs.spec import make_spec
 
 
@@ -60,5 +60,5 @@ def evaluate(
         names = [own.absolute(name) for name in options.split_commas(attacks)]
         asked = [make_spec(command="evaluate", attacks=names, **options.subject_options(context.params))]
     else:
-        asked = options.read_specs("evaluate", spec, context)
+        asked = specs.read_specs("evaluate", spec, context)
     running.run_specs(asked, output=output, force=force, engine=engine, address=address, workers=workers)

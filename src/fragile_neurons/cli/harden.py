@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from fragile_neurons.cli import options, running
+from fragile_neurons.cli import options, running, specs
 from fragile_neurons.runs.spec import MINUTES, STEPS, make_spec
 
 
@@ -102,5 +102,5 @@ def harden(
         )
         asked = [one]
     else:
-        asked = options.read_specs("harden", spec, context)
+        asked = specs.read_specs("harden", spec, context)
     running.run_specs(asked, output=output, force=force, engine=engine, address=address, workers=workers)

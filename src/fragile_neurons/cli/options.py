@@ -16,10 +16,8 @@ from fragile_neurons.data.catalogue import DEFAULT_LIMIT, count_images, default_
 from fragile_neurons.errors import InputError
 from fragile_neurons.models.loading import TORCHVISION, default_data
 from fragile_neurons.norms import format_epsilon, parse_epsilons
-from fragile_neurons.runs.spec import Spec, make_spec, read_options
 
 EMBEDDED_MODEL = "mnist-cnn"
-OF_THE_RUN = ("spec", "output", "force", "engine", "address", "workers", "images")
 
 Model = Annotated[
     str,
@@ -73,9 +71,6 @@ PLAIN: dict[str, object] = {
     **{"batch_size": 256, "threads": None, "seed": 0},
 }
 """The options that all runs share, where a spec does not say."""
-STAND_INS: dict[str, object] = {
-    **{"model": EMBEDDED_MODEL, "data": "mnist", "limit": DEFAULT_LIMIT, "epsilons": ["0.1"]},
-}
 DEFAULT_ATTACKS = "fgsm,pgd,pgd-strong"
 
 
@@ -103,51 +98,6 @@ def subject_options(given: Mapping[str, Any]) -> dict[str, Any]:
         "batch_size": given["batch_size"],
         "seed": given["seed"],
     }
-
-
-def asked_for(context: typer.Context) -> set[str]:
-    """The options on the command line, but for those of the run folder."""
-    sources = {name: context.get_parameter_source(name) for name in context.params}
-    given = {name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"}
-    return given - set(OF_THE_RUN)
-
-
-def read_specs(command: str, path: Path, context: typer.Context) -> list[Spec]:
-    """The specs in a file that is given alone."""
-    if extra := sorted(asked_for(context)):
-        raise InputError(
-            "--spec stands alone",
-            given=", ".join(f"--{name.replace('_', '-')}" for name in extra),
-            allowed="--spec with --output and --force, and with --engine, --address and --workers",
-            fix="leave the other options out, or edit a copy of the spec without its [found] table",
-        )
-    return specs_in(command, path)
-
-
-def specs_in(command: str, path: Path) -> list[Spec]:
-    """The specs in a file, all of this command; what they do not say is as without options."""
-    specs = []
-    for read in read_options(path):
-        other = read.get("command", command)
-        if other != command:
-            raise InputError(
-                "the spec is of another command",
-                given=other,
-                allowed=command,
-                fix=f"fragile-neurons {other} --spec {path}",
-            )
-        options: dict[str, Any] = {"command": command, **read}
-        if command == "evaluate":
-            options.setdefault("attacks", split_commas(DEFAULT_ATTACKS))
-        stand_ins = STAND_INS | ({"epsilon": "0.1"} if command == "harden" else {})
-        make_spec(**{**stand_ins, **options})  # refuses what is of a wrong type
-        shared = subject_options({name: options.get(name, value) for name, value in PLAIN.items()})
-        if command == "evaluate":
-            options["attacks"] = [own.absolute(name) for name in split_commas(options["attacks"])]
-        if command == "harden":
-            options.setdefault("epsilon", middle(shared["epsilons"]))
-        specs.append(make_spec(**{**options, **shared}))
-    return specs
 
 
 def middle(epsilons: Sequence[str]) -> str | None:

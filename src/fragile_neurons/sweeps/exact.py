@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 
 from fragile_neurons.classifier import Classifier
 from fragile_neurons.foreign import logits_of
-from fragile_neurons.interventions import Replacement
+from fragile_neurons.interventions import Constant, Replacement
 from fragile_neurons.losses import margin_direction
 from fragile_neurons.neurons import Site
 from fragile_neurons.sweeps.channelwise import Place
@@ -79,8 +80,9 @@ class ExactWalk:
                 (source,) = node.all_input_nodes
                 mixing[node] = Mixing(layer, one.places[source], before[source.name], after[source.name])
             found = []
-            for start in range(0, len(pairs), one.rows):
-                part = pairs.chunk(start, one.rows)
+            rows = _whole_runs(one.rows, len(self._inputs))
+            for start in range(0, len(pairs), rows):
+                part = pairs.chunk(start, rows)
                 inputs: list[object] = []
                 for node in one.boundary:
                     if node in mixing:
@@ -92,7 +94,7 @@ class ExactWalk:
                         inputs.append(_gather(self._values[node.name], part.images))
                     else:
                         inputs.append(Act(part, replace))
-                found.append(logits_of(one.rest(*inputs)).float())
+                found.append(logits_of(one.rest(*inputs)).float().clone())
             return torch.cat(found)[: len(pairs)]
 
     def foretell(
@@ -160,19 +162,30 @@ class ExactWalk:
         return one
 
     def _front(self, one: Split, replace: Replacement) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The values of the front as they are, and with every channel replaced; the last ones are kept."""
+        """The values of the front as they are, and with every channel replaced; the last ones are kept.
+
+        The latter have one row where a constant replaces channels and nothing else depends on the image.
+        """
         if self._fronted is not None and self._fronted[:2] == (one, replace):
             return self._fronted[2]
         before, after = dict(self._values), dict(self._values)
         for node in one.front:
             if node in one.starts:
                 before[node.name] = self._values[one.starts[node]]
-                after[node.name] = _all_replaced(before[node.name], one.places[node].axis, replace)
+                rows = before[node.name][:1] if isinstance(replace, Constant) else before[node.name]
+                after[node.name] = _all_replaced(rows, one.places[node].axis, replace)
             else:
                 before = evaluate(one.whole, [node], self._inputs, before)
                 after = evaluate(one.whole, [node], self._inputs, after)
         self._fronted = (one, replace, (before, after))
         return before, after
+
+
+def _whole_runs(rows: int, images: int) -> int:
+    """About so many rows that, where every image is asked, a chunk ends where a channel's images do."""
+    if rows >= images:
+        return rows // images * images
+    return math.ceil(images / math.ceil(images / rows))
 
 
 def _by_channel(place: Place, values: torch.Tensor) -> torch.Tensor:
@@ -194,7 +207,8 @@ def _with_channels(place: Place, before: torch.Tensor, after: torch.Tensor, pair
     channels, changed = (
         torch.unflatten(side.movedim(place.axis, 1), 1, (-1, place.width)) for side in (found, after)
     )
-    channels[rows, pairs.channels] = changed[pairs.images, pairs.channels]
+    images = pairs.images if len(changed) > 1 else torch.zeros_like(pairs.images)
+    channels[rows, pairs.channels] = changed[images, pairs.channels]
     return found
 
 

@@ -20,6 +20,7 @@ class Mixing:
 
     def __init__(self, layer: nn.Module, place: Place, before: torch.Tensor, after: torch.Tensor) -> None:
         self.layer, self.place = layer, place
+        self._found: torch.Tensor | None = None
         output: torch.Tensor = layer(before)
         change = (after - before).to(output.dtype)
         if isinstance(layer, nn.Conv2d):
@@ -41,8 +42,10 @@ class Mixing:
             self.output = output
 
     def rows(self, pairs: Pairs) -> torch.Tensor:
-        """The layer's output for each pair, in memory of its own."""
-        found = self.output.new_empty(len(pairs), *self.output.shape[1:])
+        """The layer's output for each pair, which the caller may overwrite, until the next call."""
+        if self._found is None or len(self._found) != len(pairs):
+            self._found = self.output.new_empty(len(pairs), *self.output.shape[1:])
+        found = self._found
         for channel, run in pairs.runs():
             images = in_a_row(pairs.images[run])
             base, change = self.output[images], self.change[channel][images]

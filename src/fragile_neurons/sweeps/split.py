@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import copy
 import math
-import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import fx, nn
-from torch.nn import functional
 
 from fragile_neurons.interventions import Replacement, put
 from fragile_neurons.neurons import Site
 from fragile_neurons.sweeps.channelwise import Place, follow
 from fragile_neurons.sweeps.graph import Traced, UntraceableError, lighten
 from fragile_neurons.sweeps.pairs import Pairs
+from fragile_neurons.sweeps.quick import quicken
 
-MAP_VALUES = 1 << 19  # of a mean tensor in the rest: what follows finds them in the cache
-FEWEST_ROWS, MOST_ROWS = 16, 1024
-
-INPLACE_FUNCTIONS = {functional.relu, functional.relu6, functional.silu, functional.hardswish}
+MAP_VALUES = 1 << 20  # of a mean tensor in the rest: what follows finds them in the cache
+FEWEST_ROWS, MOST_ROWS = 16, 2048
 
 
 @dataclass(frozen=True, eq=False)
@@ -183,72 +179,10 @@ def _rest(
             copies[node] = graph.node_copy(node, copied)
     rest = fx.GraphModule(whole, graph)
     known = {copies[node]: shapes[node.name] for node in copies if node.name in shapes}
-    _flatten_as_it_lies(rest, known)
-    _put_in_place(rest, known)
+    quicken(rest, known)
     sources = {entrance: node for node, entrance in boundary.items()}
     order = [sources[node] for node in graph.nodes if node.op == "placeholder"]
     return rest, tuple(order)
-
-
-def _flatten_as_it_lies(rest: fx.GraphModule, shapes: Mapping[fx.Node, torch.Size]) -> None:
-    """Let a linear layer read maps channels last, as they lie in memory: its weights move instead."""
-    modules = dict(rest.named_modules())
-    for node in list(rest.graph.nodes):
-        linear = modules.get(str(node.target)) if node.op == "call_module" else None
-        flat = node.args[0] if node.args else None
-        if not isinstance(linear, nn.Linear) or not isinstance(flat, fx.Node) or len(flat.users) > 1:
-            continue
-        maps = flat.args[0] if flat.args else None
-        if not isinstance(maps, fx.Node) or len(shapes.get(maps, ())) != 4:
-            continue
-        (n, *map_shape), flattens = shapes[maps], flat.target in ("flatten", "reshape", torch.flatten)
-        if flat.op == "call_module":
-            flattens = isinstance(modules[str(flat.target)], nn.Flatten)
-        if flattens and shapes.get(flat) == (n, math.prod(map_shape)):
-            channels, height, width = map_shape
-            moved = copy.copy(linear)
-            moved._parameters = dict(linear._parameters)
-            weight = linear.weight.view(-1, channels, height * width).transpose(1, 2).flatten(1)
-            moved.weight = nn.Parameter(weight.contiguous(), requires_grad=False)
-            node.target = f"moved_{node.name}"
-            rest.add_submodule(node.target, moved)
-            with rest.graph.inserting_before(node):
-                flat.replace_all_uses_with(rest.graph.call_function(_flatten_channels_last, (maps,)))
-            rest.graph.erase_node(flat)
-
-
-def _flatten_channels_last(maps: torch.Tensor) -> torch.Tensor:
-    return maps.movedim(1, -1).flatten(1)
-
-
-def _put_in_place(rest: fx.GraphModule, shapes: Mapping[fx.Node, torch.Size]) -> None:
-    """Let activations and sums overwrite an input that nobody else reads: every value here is its own."""
-    modules = dict(rest.named_modules())
-
-    def is_free(node: object, reader: fx.Node) -> bool:
-        if not isinstance(node, fx.Node) or len(node.users) > 1 or shapes.get(node) != shapes.get(reader):
-            return False
-        if node.op == "call_module":
-            return isinstance(modules[str(node.target)], (nn.Conv2d, nn.Linear, nn.BatchNorm2d))
-        return node.op == "placeholder" or node.target in (operator.add, operator.iadd)
-
-    for node in rest.graph.nodes:
-        if node.op == "call_module" and getattr(modules[str(node.target)], "inplace", None) is False:
-            if is_free(node.args[0], node):
-                module = copy.copy(modules[str(node.target)])
-                module.inplace = True
-                node.target = f"inplace_{node.name}"
-                rest.add_submodule(node.target, module)
-                modules[node.target] = module
-        elif node.target in INPLACE_FUNCTIONS and is_free(node.args[0], node):
-            node.args, node.kwargs = node.args[:1], {"inplace": True}
-        elif node.target in (operator.add, torch.add) and len(node.args) == 2 and not node.kwargs:
-            first, second = node.args
-            if is_free(first, node):
-                node.target = operator.iadd
-            elif is_free(second, node) and isinstance(first, fx.Node):
-                node.target, node.args = operator.iadd, (second, first)
-    rest.recompile()
 
 
 def _ancestors(graph: fx.GraphModule, wanted: set[str]) -> tuple[fx.Node, ...]:

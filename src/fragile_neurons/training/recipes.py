@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from fractions import Fraction
 
 import torch
@@ -10,19 +12,38 @@ from torch.nn import functional
 from fragile_neurons.attacks.pgd import ascend
 from fragile_neurons.classifier import Classifier, evaluating
 from fragile_neurons.data.dataset import Dataset
+from fragile_neurons.errors import InputError
 from fragile_neurons.training.loop import Loss, Schedule
 
 SHIFT = 4
 ADVERSARIAL_STEPS = 7
 
 
-def make_schedule(dataset: Dataset, *, epochs: int | None, seed: int) -> Schedule:
-    """What reaches a good accuracy in few epochs: longer and by SGD where images are augmented."""
-    if dataset.mirrors:
-        return Schedule(
-            epochs=epochs or 30, optimizer="SGD", peak_learning_rate=0.2, weight_decay=5e-4, seed=seed
+LONG = Schedule(epochs=30, optimizer="SGD", peak_learning_rate=0.2, weight_decay=5e-4)
+SHORT = Schedule(epochs=8, optimizer="AdamW", peak_learning_rate=3e-3, weight_decay=1e-4)
+
+
+def make_schedule(
+    dataset: Dataset, *, epochs: int | None, learning_rate: float | None = None, seed: int
+) -> Schedule:
+    """What reaches a good accuracy in few epochs: longer and by SGD where images are augmented.
+
+    learning_rate: another peak. Raises InputError where it is not a positive number.
+    """
+    if learning_rate is not None and not 0 < learning_rate < math.inf:
+        raise InputError(
+            "the learning rate is not a positive number",
+            given=learning_rate,
+            allowed="above 0",
+            fix="such as 0.01",
         )
-    return Schedule(epochs=epochs or 8, seed=seed)
+    usual = LONG if dataset.mirrors else SHORT
+    return replace(
+        usual,
+        epochs=epochs or usual.epochs,
+        peak_learning_rate=learning_rate or usual.peak_learning_rate,
+        seed=seed,
+    )
 
 
 def crop_and_mirror(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:

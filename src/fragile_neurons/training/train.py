@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Iterator
+from dataclasses import asdict
 from fractions import Fraction
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +40,7 @@ def train_model(
 ) -> Iterator[Progress]:
     """Train on the train split into `output`: weights.safetensors and card.json; yields after each step.
 
-    An interrupted training continues from its checkpoint, to the same weights.
+    An interrupted training continues from its checkpoint, to the same weights; a finished one is left alone.
     """
     known = find_dataset(dataset)
     data, test = (load_data(dataset, split=split, seed=schedule.seed) for split in ("train", "test"))
@@ -52,10 +54,20 @@ def train_model(
         loss = augmented(loss)
     purpose = {"model": model, "adversarial": "no" if adversarial is None else format_epsilon(adversarial)}
     classifier.module.train()
-    yield from fit(classifier.module, loss, data, schedule, checkpoint=output / CHECKPOINT, purpose=purpose)
+    steps = fit(classifier.module, loss, data, schedule, checkpoint=output / CHECKPOINT, purpose=purpose)
+    first = next(steps, None)
+    if first is None and is_trained(output):
+        return
+    yield from () if first is None else chain([first], steps)
     save_weights(classifier, output / WEIGHTS)
     card = make_card(classifier, data, test, adversarial=adversarial, command=command)
+    card["schedule"] = asdict(schedule)
     (output / CARD).write_text(json.dumps(card, indent=2) + "\n")
+
+
+def is_trained(folder: Path) -> bool:
+    """Whether a training ended in the folder."""
+    return (folder / WEIGHTS).exists() and (folder / CARD).exists()
 
 
 def make_card(

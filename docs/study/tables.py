@@ -1,0 +1,380 @@
+"""Writes docs/study.md: the text of page.md, with tables made from the small files of the study's runs.
+
+python docs/study/tables.py [--output docs/study.md]
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, StrictUndefined
+from scipy.stats import binomtest, spearmanr
+
+from fragile_neurons.report import hardening
+from fragile_neurons.report.sentences import accuracy, condition, number, percent
+from fragile_neurons.report.tables import table
+from fragile_neurons.stats import wilson
+
+HERE = Path(__file__).parent
+NETWORKS = (
+    *("mnist-cnn", "mnist-cnn-robust", "cifar10-resnet20", "resnet20"),
+    *("resnet18", "squeezenet1_1", "shufflenet_v2_x1_0", "mobilenet_v3_small"),
+)
+Found = dict[str, Any]
+Rows = list[list[str]]
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The small files of one run."""
+
+    folder: Path
+
+    @cached_property
+    def summary(self) -> Found:
+        found: Found = json.loads((self.folder / "summary.json").read_text(encoding="utf-8"))
+        return found
+
+    @property
+    def spec(self) -> Found:
+        found: Found = self.summary["spec"]
+        return found
+
+    @cached_property
+    def neurons(self) -> list[Found]:
+        """A row per neuron and epsilon, numbers where there are any."""
+        with (self.folder / "neurons.csv").open(newline="", encoding="utf-8") as file:
+            return [{name: _value(text) for name, text in row.items()} for row in csv.DictReader(file)]
+
+    def column(self, name: str) -> np.ndarray[Any, np.dtype[np.float64]]:
+        """Of the neurons, at the largest epsilon; NaN where there is nothing."""
+        last = max(row["epsilon"] for row in self.neurons)
+        rows = [row for row in self.neurons if row["epsilon"] == last]
+        return np.array([np.nan if row[name] is None else row[name] for row in rows], dtype=float)
+
+    @property
+    def name(self) -> str:
+        """The network, its data, and its seed where there are several."""
+        network, weights = self.spec["model"], self.spec["weights"] or ""
+        network = network.removeprefix("cifar10-")
+        seed = "seed 0" if self.spec["model"].startswith("cifar10-") else ""
+        if "-seed" in weights:
+            seed = f"seed {Path(weights).parent.name.rpartition('-seed')[2]}"
+        return ", ".join(filter(None, [network, seed, self.spec["data"]]))
+
+    @property
+    def place(self) -> tuple[object, ...]:
+        return self.spec["data"] != "mnist", NETWORKS.index(self.spec["model"]), self.name
+
+
+def _value(text: str | None) -> Any:
+    if not text:
+        return None
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def runs(command: str, **options: object) -> list[Kept]:
+    """The runs of a command with these options, in the order of the tables."""
+    found = [Kept(path.parent) for path in sorted((HERE / "runs").glob("*/summary.json"))]
+    asked = {"command": command, **options}
+    return sorted((one for one in found if asked.items() <= one.spec.items()), key=lambda one: one.place)
+
+
+def share(count: int, n: int) -> str:
+    """A share with its Wilson interval."""
+    low, high = wilson(count, n)
+    return f"{percent(count / n)} [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def networks() -> str:
+    rows = []
+    for path in sorted((HERE / "cards").glob("*.json")):
+        card = json.loads(path.read_text(encoding="utf-8"))
+        command = card["command"].removeprefix("fragile-neurons ")
+        cells = [path.stem, f"{card['parameters']:,}", accuracy(card["clean_accuracy"])]
+        rows.append([*cells, f"`{command}`", f"`{card['weights_sha256'][:12]}`"])
+    return table(["trained here", "parameters", "clean, 10,000 test images", "by", "weights, sha256"], rows)
+
+
+def robustness() -> str:
+    rows = []
+    for run in runs("evaluate"):
+        found = run.summary
+        curves: dict[str, list[Found]] = {}
+        for row in found["robust_accuracy"]:
+            curves.setdefault(row["epsilon"], []).append(row)
+        for epsilon, attacks in curves.items():
+            by = {row["attack"]: accuracy(row) for row in attacks}
+            checks = Counter(check["status"] for check in found["checks"])
+            odd = ", ".join(f"{checks[status]} {status}" for status in ("warn", "fail") if checks[status])
+            clean = accuracy(found["clean_accuracy"])
+            rows.append(
+                [run.name, clean, epsilon, by["fgsm"], by["pgd"], f"{found['data']['n']:,}", odd or "pass"]
+            )
+    return table(["network", "clean", "epsilon", "FGSM", "PGD-20 x 5", "n", "checks"], rows)
+
+
+def verdicts() -> str:
+    rows = []
+    for run in runs("analyze", layer="first"):
+        for row in run.summary["dropout"]:
+            counts = row["verdicts"]
+            n = sum(counts.values())
+            cells = [str(counts[name]) for name in ("fragile", "robust", "antifragile", "null", "undecided")]
+            fragile = share(counts["fragile"], n)
+            rows.append([run.name, condition(row), str(n), *cells, str(row["small"]), fragile])
+    header = ["network", "condition", "neurons", "fragile", "robust", "antifragile", "null", "undecided"]
+    return table([*header, "of these small", "fragile"], rows)
+
+
+def _relation(pair: Found | None, *, partial: bool = False) -> list[str]:
+    if pair is None or pair["spearman"] is None:
+        return ["–"] * (3 if partial else 2)
+    low, high = pair["ci95"]
+    interval = "" if low is None else f" [{low:+.2f}, {high:+.2f}]"
+    cells = [f"{number(pair['spearman'])}{interval}", f"{pair['adjusted_p']:.2g}"]
+    if partial:
+        given = pair["partial_spearman"]
+        cells.append("–" if given is None else f"{given:+.2f} (p {pair['partial_p']:.2g})")
+    return cells
+
+
+def _pairs(run: Kept) -> dict[tuple[str, str, str, str], Found]:
+    return {
+        (pair["layer"], pair["epsilon"], pair["x"], pair["y"]): pair for pair in run.summary["correlation"]
+    }
+
+
+def correlations() -> str:
+    rows = []
+    for run in runs("analyze", layer="first"):
+        pairs = _pairs(run)
+        for layer, epsilon in dict.fromkeys(key[:2] for key in pairs):
+            raw = pairs.get((layer, epsilon, "clean_drop", "share"))
+            controlled = pairs.get((layer, epsilon, "margin_drop", "excess"))
+            n = str((raw or controlled or {}).get("n", ""))
+            rows.append([run.name, epsilon, n, *_relation(raw), *_relation(controlled, partial=True)])
+    header = ["network", "epsilon", "neurons", "clean drop x share", "p (Holm)", "margin drop x excess"]
+    return table([*header, "p (Holm)", "partial"], rows)
+
+
+def precisions() -> str:
+    rows = []
+    for run in runs("analyze", layer="first"):
+        for one in run.summary["precision"]:
+            k, n = one["fragile"], one["neurons"]
+            if one["precision"] is None:
+                cells = ["–", "–", "–"]
+            else:
+                met = share(round(k * one["precision"]), k)
+                cells = [met, percent(k / n), f"{one['p']:.2g}"]
+            rows.append([run.name, one["epsilon"], f"{k} of {n}", *cells])
+    return table(["network", "epsilon", "fragile", "of as many most targeted", "by chance", "p"], rows)
+
+
+def carriers() -> str:
+    rows = []
+    for run in runs("analyze", layer="first"):
+        last = run.spec["epsilons"][-1]
+        for one in run.summary["patching"]:
+            if one["epsilon"] != last or one["most_rescuing"] is None:
+                continue
+            best = one["most_rescuing"]
+            low, high = (100 * bound for bound in best["ci95"])
+            rescue, inject, share = run.column("rescue"), run.column("inject"), run.column("share")
+            struck = int(np.nanargmax(share))
+            related = spearmanr(share, rescue).statistic
+            rows.append(
+                [
+                    *(run.name, last, f"{one['fooled']:,}"),
+                    f"{best['channel']}: {percent(best['rescue'])} [{low:.1f}, {high:.1f}]",
+                    f"{struck}: {percent(rescue[struck])} [{_interval(run, struck, 'rescue')}]",
+                    percent(float(np.nanmedian(rescue))),
+                    f"{percent(inject[struck])} [{_interval(run, struck, 'inject')}]",
+                    percent(float(np.nanmedian(inject))),
+                    number(float(related)),
+                ]
+            )
+    header = [
+        "network",
+        "epsilon",
+        "fooled",
+        "most rescuing neuron",
+        "most targeted: rescues",
+        "median rescue",
+    ]
+    return table([*header, "most targeted: injects", "median inject", "share x rescue, Spearman"], rows)
+
+
+def _interval(run: Kept, neuron: int, column: str) -> str:
+    return ", ".join(f"{100 * run.column(f'{column}_{end}')[neuron]:.1f}" for end in ("low", "high"))
+
+
+def cumulative() -> str:
+    rows = []
+    for run in runs("analyze", layer="first"):
+        last = run.spec["epsilons"][-1]
+        for epsilon in (None, last):
+            curve = [row for row in run.summary["cumulative"] if row["epsilon"] == epsilon]
+            n = run.summary["layers"][0]["neurons"]
+            for row in curve:
+                if row["step"] in (n // 4, n // 2):
+                    chance = row["random"]
+                    spread = f"{percent(chance['lowest'])} to {percent(chance['highest'])}"
+                    cells = [
+                        accuracy(row["fragility"]),
+                        accuracy(row["targeting"]) if "targeting" in row else "–",
+                    ]
+                    rows.append(
+                        [
+                            run.name,
+                            condition(row),
+                            f"{row['step']} of {n}",
+                            *cells,
+                            f"{percent(chance['value'])} [{spread}]",
+                        ]
+                    )
+    return table(
+        ["network", "condition", "dropped", "by fragility", "by targeting", "at random, 20 draws"], rows
+    )
+
+
+def _by_layer(run: Kept, column: str) -> list[float]:
+    names = [layer["name"] for layer in run.summary["layers"]]
+    layers, values = [row["layer"] for row in run.neurons], [row[column] for row in run.neurons]
+    return [
+        float(
+            np.mean(
+                [
+                    value
+                    for layer, value in zip(layers, values, strict=True)
+                    if layer == name and value is not None
+                ]
+            )
+        )
+        for name in names
+    ]
+
+
+def seeds() -> str:
+    """Channels of networks trained apart do not correspond: agreement of channels is the control."""
+    rows = []
+    everywhere = runs("analyze", layer="all", data="cifar10")
+    for one, other in combinations(everywhere, 2):
+        same = [
+            a["clean_verdict"] == b["clean_verdict"] for a, b in zip(one.neurons, other.neurons, strict=True)
+        ]
+        counts = [Counter(row["clean_verdict"] for row in run.neurons) for run in (one, other)]
+        chance = sum(counts[0][name] * counts[1][name] for name in counts[0]) / len(same) ** 2
+        agreed = binomtest(sum(same), len(same), chance)
+        low, high = agreed.proportion_ci(method="wilson")
+        cells = [
+            f"{percent(np.mean(same))} [{100 * low:.1f}, {100 * high:.1f}]",
+            percent(chance),
+            f"{agreed.pvalue:.2g}",
+        ]
+        for column in ("clean_drop", "excess"):
+            related = spearmanr(_by_layer(one, column), _by_layer(other, column))
+            cells.append(f"{related.statistic:+.2f} (p {related.pvalue:.2g})")
+        rows.append([one.name, other.name, *cells])
+    header = ["network", "and", "same clean verdict, channel by channel", "by chance", "p"]
+    return table([*header, "layers' mean clean drop, Spearman", "layers' mean excess, Spearman"], rows)
+
+
+def layers() -> str:
+    rows = []
+    for run in runs("analyze", layer="all"):
+        counts: dict[str, Counter[str]] = {"first": Counter(), "others": Counter()}
+        first = run.summary["layers"][0]["name"]
+        for row in run.summary["dropout"]:
+            if row["epsilon"] is None:
+                counts["first" if row["layer"] == first else "others"].update(row["verdicts"])
+        heads = [pair for pair in run.summary["correlation"] if pair["headline"]]
+        for place, count in counts.items():
+            n = sum(count.values())
+            here = [pair for pair in heads if (pair["layer"] == first) == (place == "first")]
+            cells = [f"{count['fragile']} of {n}: {share(count['fragile'], n)}"]
+            for x, y in (("clean_drop", "share"), ("margin_drop", "excess")):
+                of = [
+                    pair for pair in here if (pair["x"], pair["y"]) == (x, y) and pair["spearman"] is not None
+                ]
+                rhos = [pair["spearman"] for pair in of]
+                shown = sum(pair["adjusted_p"] <= 0.05 and pair["spearman"] > 0 for pair in of)
+                less = sum(pair["adjusted_p"] <= 0.05 and pair["spearman"] < 0 for pair in of)
+                spread = f"{np.median(rhos):+.2f} ({min(rhos):+.2f} to {max(rhos):+.2f})" if rhos else "–"
+                cells.append(f"{spread}; {shown} above, {less} below 0, of {len(of)}")
+            rows.append([run.name, place, *cells])
+    header = ["network", "layers", "fragile, clean", "clean drop x share: median rho (range); shown"]
+    return table([*header, "margin drop x excess"], rows)
+
+
+def hardened() -> str:
+    rows = []
+    for run in runs("harden"):
+        found = run.summary["hardening"]
+        by = {row["attack"]: row for row in found["differences"] if row["epsilon"] in ("0", found["epsilon"])}
+        controls = {
+            row["network"]: 100 * row["value"] for row in found["accuracies"] if row["attack"] == "pgd-10"
+        }
+        shuffled = [value for name, value in controls.items() if name.startswith(hardening.SHUFFLED)]
+        against = {row["network"]: hardening.difference(row) for row in found["against"]}
+        rows.append(
+            [
+                *(
+                    run.name,
+                    found["epsilon"],
+                    f"{found['rule']}, {run.spec['layer']}",
+                    f"{found['numbers']:,}",
+                ),
+                found["verdict"] + (" (identity)" if found["is_identity"] else ""),
+                *(
+                    hardening.difference(by[name]) if name in by else "–"
+                    for name in ("clean", "fgsm", "pgd", "apgd")
+                ),
+                f"{controls['hardened']:.1f}" if "hardened" in controls else "–",
+                f"{min(shuffled):.1f} to {max(shuffled):.1f}" if shuffled else "–",
+                f"{controls['inverted']:.1f}" if "inverted" in controls else "–",
+                f"{controls['uniform']:.1f}" if "uniform" in controls else "–",
+                against.get("all weights", "–"),
+            ]
+        )
+    header = ["network", "epsilon", "rule, layers", "numbers", "verdict", "clean, pp", "FGSM, pp", "PGD, pp"]
+    controls = ["APGD, pp", "PGD-10, %", "shuffled", "inverted", "uniform", "PGD beside all weights, pp"]
+    return table([*header, *controls], rows)
+
+
+TABLES: Iterable[Callable[[], str]] = (
+    *(networks, robustness, verdicts, correlations, precisions, carriers, cumulative),
+    *(seeds, layers, hardened),
+)
+
+
+def page() -> str:
+    """The whole page."""
+    environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False)
+    text = environment.from_string((HERE / "page.md").read_text(encoding="utf-8"))
+    return text.render({one.__name__: one() for one in TABLES})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--output", type=Path, default=HERE.parent / "study.md")
+    asked = parser.parse_args()
+    asked.output.write_text(page(), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,134 @@
+"""The dense part of a split graph, made to do the same in less time."""
+
+from __future__ import annotations
+
+import copy
+import math
+import operator
+from collections.abc import Mapping, Sequence
+from itertools import product
+
+import torch
+from torch import fx, nn
+from torch.nn import functional
+
+INPLACE_FUNCTIONS = {functional.relu, functional.relu6, functional.silu, functional.hardswish}
+
+
+def quicken(rest: fx.GraphModule, shapes: Mapping[fx.Node, torch.Size]) -> None:
+    """Change a graph over maps channels last, whose values nobody else reads; shapes: of its nodes."""
+    _flatten_as_it_lies(rest, shapes)
+    _multiply_small_maps(rest, shapes)
+    _put_in_place(rest, shapes)
+
+
+class SmallMaps(nn.Module):
+    """A convolution of maps with no more pixels than its kernel has taps: one product of matrices.
+
+    size: height and width of the maps. The taps that meet the padding are not multiplied.
+    """
+
+    def __init__(self, conv: nn.Conv2d, size: Sequence[int]) -> None:
+        super().__init__()
+        axes = [_taps(conv, axis, side) for axis, side in enumerate(size)]
+        self.size = [1 + max(out for out, _ in axis) for axis in axes]
+        weight = conv.weight.new_zeros(*self.size, conv.out_channels, *size, conv.in_channels)
+        for ((top, row), down), ((left, column), across) in product(*(axis.items() for axis in axes)):
+            weight[top, left, :, row, column] = conv.weight[:, :, down, across]
+        weight = weight.flatten(0, 2).flatten(1)
+        self.weight = nn.Parameter(weight, requires_grad=False)
+        positions = math.prod(self.size)
+        self.bias = None
+        if conv.bias is not None:
+            self.bias = nn.Parameter(conv.bias.repeat(positions), requires_grad=False)
+
+    def forward(self, maps: torch.Tensor) -> torch.Tensor:
+        found = functional.linear(maps.movedim(1, -1).flatten(1), self.weight, self.bias)
+        return found.view(len(found), *self.size, -1).movedim(-1, 1)
+
+
+def _taps(conv: nn.Conv2d, axis: int, side: int) -> dict[tuple[int, int], int]:
+    """Along an axis, which tap joins a place of the output to one of the input."""
+    taps, stride, dilation = conv.kernel_size[axis], conv.stride[axis], conv.dilation[axis]
+    pad = int(conv.padding[axis])
+    outputs = (side + 2 * pad - dilation * (taps - 1) - 1) // stride + 1
+    found = {}
+    for out, tap in product(range(outputs), range(taps)):
+        place = out * stride - pad + tap * dilation
+        if 0 <= place < side:
+            found[out, place] = tap
+    return found
+
+
+def _multiply_small_maps(rest: fx.GraphModule, shapes: Mapping[fx.Node, torch.Size]) -> None:
+    modules = dict(rest.named_modules())
+    for node in rest.graph.nodes:
+        conv = modules.get(str(node.target)) if node.op == "call_module" else None
+        if not isinstance(conv, nn.Conv2d) or conv.groups > 1 or conv.padding_mode != "zeros":
+            continue
+        size = shapes[node.args[0]][2:]
+        if not isinstance(conv.padding, str) and math.prod(size) <= math.prod(conv.kernel_size):
+            node.target = f"multiplied_{node.name}"
+            rest.add_submodule(node.target, SmallMaps(conv, size))
+    rest.recompile()
+
+
+def _flatten_as_it_lies(rest: fx.GraphModule, shapes: Mapping[fx.Node, torch.Size]) -> None:
+    """Let a linear layer read maps channels last, as they lie in memory: its weights move instead."""
+    modules = dict(rest.named_modules())
+    for node in list(rest.graph.nodes):
+        linear = modules.get(str(node.target)) if node.op == "call_module" else None
+        flat = node.args[0] if node.args else None
+        if not isinstance(linear, nn.Linear) or not isinstance(flat, fx.Node) or len(flat.users) > 1:
+            continue
+        maps = flat.args[0] if flat.args else None
+        if not isinstance(maps, fx.Node) or len(shapes.get(maps, ())) != 4:
+            continue
+        (n, *map_shape), flattens = shapes[maps], flat.target in ("flatten", "reshape", torch.flatten)
+        if flat.op == "call_module":
+            flattens = isinstance(modules[str(flat.target)], nn.Flatten)
+        if flattens and shapes.get(flat) == (n, math.prod(map_shape)):
+            channels, height, width = map_shape
+            moved = copy.copy(linear)
+            moved._parameters = dict(linear._parameters)
+            weight = linear.weight.view(-1, channels, height * width).transpose(1, 2).flatten(1)
+            moved.weight = nn.Parameter(weight.contiguous(), requires_grad=False)
+            node.target = f"moved_{node.name}"
+            rest.add_submodule(node.target, moved)
+            with rest.graph.inserting_before(node):
+                flat.replace_all_uses_with(rest.graph.call_function(_flatten_channels_last, (maps,)))
+            rest.graph.erase_node(flat)
+
+
+def _flatten_channels_last(maps: torch.Tensor) -> torch.Tensor:
+    return maps.movedim(1, -1).flatten(1)
+
+
+def _put_in_place(rest: fx.GraphModule, shapes: Mapping[fx.Node, torch.Size]) -> None:
+    """Let activations and sums overwrite an input that nobody else reads: every value here is its own."""
+    modules = dict(rest.named_modules())
+
+    def is_free(node: object, reader: fx.Node) -> bool:
+        if not isinstance(node, fx.Node) or len(node.users) > 1 or shapes.get(node) != shapes.get(reader):
+            return False
+        if node.op == "call_module":
+            return isinstance(modules[str(node.target)], (nn.Conv2d, SmallMaps, nn.Linear, nn.BatchNorm2d))
+        return node.op == "placeholder" or node.target in (operator.add, operator.iadd)
+
+    for node in rest.graph.nodes:
+        if node.op == "call_module" and getattr(modules[str(node.target)], "inplace", None) is False:
+            if is_free(node.args[0], node):
+                module = copy.copy(modules[str(node.target)])
+                module.inplace = True
+                node.target = f"inplace_{node.name}"
+                rest.add_submodule(node.target, module)
+                modules[node.target] = module
+        elif node.target in INPLACE_FUNCTIONS and is_free(node.args[0], node):
+            node.args, node.kwargs = node.args[:1], {"inplace": True}
+        elif node.target in (operator.add, torch.add) and len(node.args) == 2 and not node.kwargs:
+            first, second = node.args
+            if is_free(first, node):
+                node.target = operator.iadd
+            elif is_free(second, node) and isinstance(first, fx.Node):
+                node.target, node.args = operator.iadd, (second, first)
+    rest.recompile()
