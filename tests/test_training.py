@@ -606,6 +606,9 @@ def test_images_that_may_be_mirrored_are_trained_longer_and_by_sgd() -> None:
     assert make_schedule(cifar, epochs=None, learning_rate=0.02, seed=3) == replace(
         long, peak_learning_rate=0.02
     )
+    assert make_schedule(cifar, epochs=None, optimizer="AdamW", seed=3) == Schedule(epochs=30, seed=3)
+    with pytest.raises(InputError, match="optimizer"):
+        make_schedule(cifar, epochs=None, optimizer="LBFGS", seed=3)
 
 
 @pytest.mark.parametrize("rate", [0.0, -0.1, float("nan"), float("inf")])

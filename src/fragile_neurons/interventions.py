@@ -30,7 +30,7 @@ class Constant:
         return of_rows.reshape(*channels.shape, *[1] * (maps.ndim - channels.ndim)).expand_as(maps)
 
 
-def drop(values: float | Sequence[float]) -> Constant:
+def drop(values: float | Sequence[float]) -> Replacement:
     """Nodal dropout: the map becomes a constant, one for all channels or one for each."""
     return Constant(torch.as_tensor(values, dtype=torch.float32))
 

@@ -34,13 +34,13 @@ def train(
     epochs: Annotated[
         int | None, typer.Option(min=1, help="Default: 8, or 30 where images are shifted and mirrored.")
     ] = None,
+    optimizer: Annotated[
+        str | None,
+        typer.Option(help="AdamW or SGD. Default: AdamW, or SGD where images are shifted and mirrored."),
+    ] = None,
     learning_rate: Annotated[
         float | None,
-        typer.Option(
-            metavar="RATE",
-            help="Its peak. Default: 0.003 of AdamW, or 0.2 of SGD where images are shifted and mirrored; "
-            "a network without norms needs less.",
-        ),
+        typer.Option(metavar="RATE", help="Its peak. Default: 0.003 of AdamW, 0.2 of SGD."),
     ] = None,
     output: Annotated[Path | None, typer.Option(help="Default: trained/<model>.")] = None,
     seed: options.Seed = 0,
@@ -52,7 +52,7 @@ def train(
     Examples:
       fragile-neurons train --model mnist-cnn-robust --data mnist --adversarial 0.2
 
-      fragile-neurons train --model squeezenet1_1 --data cifar10 --learning-rate 0.02 --threads 1
+      fragile-neurons train --model squeezenet1_1 --data cifar10 --optimizer AdamW --learning-rate 0.001
     """
     folder = output or Path("trained") / model.replace(":", "-")
     if not (model in MODELS or model == RESNET20 or is_published(model)):
@@ -62,10 +62,13 @@ def train(
             allowed=f"{', '.join(MODELS)}, {RESNET20}, a torchvision name such as resnet18:small, timm:NAME",
             fix="train a network of your own where it is written, and bring its weights",
         )
-    schedule = make_schedule(find_dataset(data), epochs=epochs, learning_rate=learning_rate, seed=seed)
+    schedule = make_schedule(
+        find_dataset(data), epochs=epochs, optimizer=optimizer, learning_rate=learning_rate, seed=seed
+    )
     epsilon = None if adversarial is None else parse_epsilon(adversarial)
     arguments = ["fragile-neurons", "train", "--model", model, "--data", data]
     arguments += ["--epochs", str(schedule.epochs), "--seed", str(seed)]
+    arguments += [] if optimizer is None else ["--optimizer", optimizer]
     arguments += [] if learning_rate is None else ["--learning-rate", str(learning_rate)]
     arguments += [] if adversarial is None else ["--adversarial", adversarial]
     arguments += [] if threads is None else ["--threads", str(threads)]

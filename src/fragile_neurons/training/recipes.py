@@ -12,7 +12,7 @@ from torch.nn import functional
 from fragile_neurons.attacks.pgd import ascend
 from fragile_neurons.classifier import Classifier, evaluating
 from fragile_neurons.data.dataset import Dataset
-from fragile_neurons.errors import InputError
+from fragile_neurons.errors import InputError, check_choice
 from fragile_neurons.training.loop import Loss, Schedule
 
 SHIFT = 4
@@ -24,12 +24,22 @@ SHORT = Schedule(epochs=8, optimizer="AdamW", peak_learning_rate=3e-3, weight_de
 
 
 def make_schedule(
-    dataset: Dataset, *, epochs: int | None, learning_rate: float | None = None, seed: int
+    dataset: Dataset,
+    *,
+    epochs: int | None,
+    optimizer: str | None = None,
+    learning_rate: float | None = None,
+    seed: int,
 ) -> Schedule:
     """What reaches a good accuracy in few epochs: longer and by SGD where images are augmented.
 
-    learning_rate: another peak. Raises InputError where it is not a positive number.
+    optimizer, learning_rate (its peak): others. Raises InputError for one that is none.
     """
+    usual = LONG if dataset.mirrors else SHORT
+    recipes = {recipe.optimizer: recipe for recipe in (SHORT, LONG)}
+    optimizer = optimizer or usual.optimizer
+    check_choice("optimizer", optimizer, recipes)
+    recipe = recipes[optimizer]
     if learning_rate is not None and not 0 < learning_rate < math.inf:
         raise InputError(
             "the learning rate is not a positive number",
@@ -37,11 +47,10 @@ def make_schedule(
             allowed="above 0",
             fix="such as 0.01",
         )
-    usual = LONG if dataset.mirrors else SHORT
     return replace(
-        usual,
+        recipe,
         epochs=epochs or usual.epochs,
-        peak_learning_rate=learning_rate or usual.peak_learning_rate,
+        peak_learning_rate=learning_rate or recipe.peak_learning_rate,
         seed=seed,
     )
 
