@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 
 from fragile_neurons.analysis.cumulative import DRAWS, curve_stop, steps_of
 from fragile_neurons.analysis.disturbance import NOISE_DRAWS
@@ -18,13 +19,14 @@ from fragile_neurons.neurons import Layer
 from fragile_neurons.runs.execute import execute_unit
 from fragile_neurons.runs.plan import Kind, Unit
 from fragile_neurons.runs.spec import AnalyzeSpec
-from fragile_neurons.runs.subject import Subject
+from fragile_neurons.runs.subject import Subject, threads
 from fragile_neurons.sweeps.choice import choose_way
 from fragile_neurons.sweeps.sampling import smallest_probability
 
 PROBE_IMAGES = 32
 PROBED_LAYERS = 3
 FEW, SOME = 2, 8  # channels swept at once: the difference is what one more of them costs
+QUICK = 0.01  # seconds of an image, so that a whole batch is tried, too
 KILOBYTES = 1 if sys.platform == "darwin" else 1024
 
 
@@ -69,17 +71,17 @@ def _forecasts(subject: Subject, probe: Subject, name: str, images: int) -> list
     start = time.perf_counter()
     probe.sweeps(0, small)
     opened = time.perf_counter() - start
-    cheap: tuple[Unit, ...] = (Unit("predictions", 0, small), Unit("disturbances", 0, small))
-    predictions, disturbances = (min(_timed(probe, unit)[0] for _ in range(2)) for unit in cheap)
+    predictions, disturbances, forward = _whole_passes(subject, probe)
     probed = sorted({round(place) for place in np.linspace(0, len(counts) - 1, PROBED_LAYERS)})
     measured = [_pair_seconds(probe, selection.layers[place]) for place in probed]
     of_layer, of_pair, stored = (
         np.interp(range(len(counts)), probed, column) for column in zip(*measured, strict=True)
     )
     anew = 2 + epsilons if epsilons and spec.mode == "adaptive" else 0
-    whole = predictions / (2 + epsilons)  # a pass forward or back, of the probe's images
-    steps = (DRAWS + 4) * sum(len(steps_of(count)) - 1 for count in counts) * (anew or 1 + epsilons)
+    chains = DRAWS + 2 * (1 + bool(epsilons))  # those by fragility and by targeting have two halves
+    steps = chains * sum(len(steps_of(count)) - 1 for count in counts)
     curves = curve_stop(images, spec.batch_size) * steps
+    curves_seconds = curves * (predictions if anew else (1 + epsilons) * forward)
     pairs = images * np.array(counts)
     asked = {name: pairs}
     if name == "exact":
@@ -91,18 +93,46 @@ def _forecasts(subject: Subject, probe: Subject, name: str, images: int) -> list
     for way, some in asked.items():
         once = 2 * (2 + epsilons) + 1 + epsilons * (2 + NOISE_DRAWS)
         once += 3 * (1 + epsilons) if way == "sampled" else 0
-        seconds = images / small * (predictions + disturbances + opened) + curves * whole / small
+        seconds = images * (predictions + disturbances + opened / small) + curves_seconds
         seconds += (images * of_layer + some * of_pair).sum() / small
         found.append(
             Forecast(
                 way=way,
-                passes=int(images * once + some.sum() * (1 + 3 * epsilons + anew) + curves),
+                passes=int(
+                    images * once + some.sum() * (1 + 3 * epsilons + anew) + curves * (anew or 1 + epsilons)
+                ),
                 minutes=float(seconds / 60),
                 memory=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * KILOBYTES,
                 results=int((pairs * stored).sum() / small),
             )
         )
     return found
+
+
+def _whole_passes(subject: Subject, probe: Subject) -> tuple[float, float, float]:
+    """Seconds per image of what is asked of the whole network: predictions, disturbances, a pass forward.
+
+    Of a few images or, where that is quick, of a batch as the run has them.
+    """
+    for data in (probe.data, subject.data.take(np.arange(min(len(subject.data), subject.spec.batch_size)))):
+        asked, n = replace(probe, data=data), len(data)
+        images = data[:n][0].to(subject.classifier.device)
+        found = [
+            min(_timed(asked, Unit("predictions", 0, n))[0] for _ in range(2)) / n,
+            min(_timed(asked, Unit("disturbances", 0, n))[0] for _ in range(2)) / n,
+            min(_forward_seconds(asked, images) for _ in range(2)) / n,
+        ]
+        if found[0] > QUICK:
+            break
+    predictions, disturbances, forward = found
+    return predictions, disturbances, forward
+
+
+def _forward_seconds(probe: Subject, images: torch.Tensor) -> float:
+    with torch.no_grad(), threads(probe.spec.threads):
+        start = time.perf_counter()
+        probe.classifier(images)
+        return time.perf_counter() - start
 
 
 def _pair_seconds(probe: Subject, layer: Layer) -> tuple[float, float, float]:
