@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -46,6 +47,11 @@ def files(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir() if not path.name.startswith("run.db")}
 
 
+def timeless(found: dict[str, bytes]) -> dict[str, bytes]:
+    """The same without the seconds that fits took."""
+    return found | {"summary.json": re.sub(rb'"seconds": [0-9.]+', b"", found["summary.json"])}
+
+
 def assert_same(folder: Path, finished: Path) -> None:
     for name in FILES:
         assert (folder / name).read_bytes() == (finished / name).read_bytes(), name
@@ -63,8 +69,7 @@ def test_two_workers_compute_the_same_bytes_as_this_process(finished: Path, tmp_
     [
         (1, ["--neurons-per-unit", 7], {}),
         (2, ["--neurons-per-unit", 1, "--shuffled"], {}),
-        (4, ["--shuffled"], {}),
-        (4, ["--neurons-per-unit", 1], {"OMP_NUM_THREADS": "7", "TZ": "Asia/Kathmandu", "LC_ALL": "C"}),
+        (4, ["--shuffled"], {"OMP_NUM_THREADS": "7", "TZ": "Asia/Kathmandu", "LC_ALL": "C"}),
     ],
 )
 def test_neither_workers_nor_units_nor_order_nor_environment_change_a_byte(
@@ -79,7 +84,7 @@ def test_neither_workers_nor_units_nor_order_nor_environment_change_a_byte(
 def test_every_command_and_way_leaves_the_folder_that_this_process_does(tmp_path: Path, asked: str) -> None:
     on_ray(tmp_path / "ray", "--workers", 2, "--subject", asked)
     finish(SUBJECTS[asked](), tmp_path / "here")
-    assert files(tmp_path / "ray") == files(tmp_path / "here")
+    assert timeless(files(tmp_path / "ray")) == timeless(files(tmp_path / "here"))
 
 
 @pytest.mark.slow
