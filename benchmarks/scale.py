@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 import torchvision
-from bench import Cache, Row, machine, table
+from bench import Cache, Row, machine, spread, table
 
 import fragile_neurons as fn
 from fragile_neurons.runs.engines import open_engine
@@ -57,23 +57,35 @@ IMAGES, SOME = 50_000, 32
 
 
 def planned_part(cache: Cache) -> str:
+    """Plan and run by turns: each plan is held against the run after it."""
+    found = {
+        name: [
+            cache.get(f"plan {name}, round {turn}", partial(measure_plan, make_spec(**options)))
+            for turn in range(ROUNDS)
+        ]
+        for name, options in PLANNED.items()
+    }
     rows = []
-    for name, options in PLANNED.items():
-        found = cache.get(f"plan {name}", partial(measure_plan, make_spec(**options)))
+    for name, rounds in found.items():
+        planned, measured = ([one[key] for one in rounds] for key in ("planned", "measured"))
+        ratios = [after / before for before, after in zip(planned, measured, strict=True)]
+        (first, *_) = rounds
         rows.append(
             {
                 "run": name,
-                "passes": f"{found['passes']:,}",
-                "planned, s": f"{found['planned']:.0f}",
-                "measured, s": f"{found['measured']:.0f}",
-                "measured / planned": f"{found['measured'] / found['planned']:.2f}",
-                "stored, MB: planned, measured": f"{found['results'] / 1e6:.1f}, {found['stored'] / 1e6:.1f}",
+                "passes": f"{first['passes']:,}",
+                "planned, s": f"{statistics.median(planned):.0f}",
+                "measured, s": f"{statistics.median(measured):.0f}",
+                "measured / planned": spread(ratios),
+                "stored, MB: planned, measured": f"{first['results'] / 1e6:.1f}, {first['stored'] / 1e6:.1f}",
             }
         )
     return f"""## The plan, and what it came to
 
-`fragile-neurons plan` probes the run's own work on 32 images; measured are all units of the run, the exact
-way, {CORES} threads, without opening it and without writing its files.
+`fragile-neurons plan` probes the run's own work on 32 images, or a batch where that is quick; measured are
+all units of the run, the exact way, {CORES} threads, without opening it and without writing its files.
+Medians
+of {ROUNDS} rounds with the extremes: a plan, then its run.
 
 {table(rows)}"""
 
@@ -153,9 +165,7 @@ def engines_part(cache: Cache) -> str:
             {
                 "engine": name,
                 "seconds": f"{statistics.median(of_rounds(name)):.1f}",
-                "faster than this process": (
-                    f"{statistics.median(faster):.2f} ({min(faster):.2f} to {max(faster):.2f})"
-                ),
+                "faster than this process": spread(faster),
             }
         )
     lost = [one - other for one, other in zip(of_rounds("ray, 1 worker"), alone, strict=True)]

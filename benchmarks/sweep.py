@@ -26,7 +26,7 @@ import altair as alt
 import numpy as np
 import torch
 import torchvision
-from bench import Cache, Row, machine, table
+from bench import Cache, Row, machine, spread, table
 from captum.attr import LayerFeatureAblation
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -216,7 +216,7 @@ def measure(name: str, which: str, count: int, rounds: int) -> Row:
 def ratios(times: dict[str, list[float]], name: str) -> str:
     """How many times faster exact is, round by round: the median, and the extremes."""
     pairs = [one / own for one, own in zip(times[name], times["exact"], strict=True)]
-    return f"{statistics.median(pairs):.2f} ({min(pairs):.2f} to {max(pairs):.2f})"
+    return spread(pairs)
 
 
 def speed_rows(name: str, which: str, target: float, found: Row, peak: float) -> Row:

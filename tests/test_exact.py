@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from fractions import Fraction
+from typing import Any
 
 import pytest
 import torch
@@ -17,8 +18,9 @@ from fragile_neurons.interventions import drop, patch
 from fragile_neurons.losses import margins
 from fragile_neurons.models.architectures import resnet20
 from fragile_neurons.neurons import Layer, executed_layers
-from fragile_neurons.sweeps.exact import Exact
+from fragile_neurons.sweeps.exact import Exact, whole_runs
 from fragile_neurons.sweeps.pairs import Pairs
+from fragile_neurons.sweeps.quick import SmallMaps
 from fragile_neurons.sweeps.reference import Reference
 
 IMAGES, CHANNELS = 8, 8
@@ -124,3 +126,81 @@ def test_the_zoo_is_swept_exactly(name: str) -> None:
 def test_resnet20_is_swept_exactly() -> None:
     torch.manual_seed(0)
     assert_exact(fn.Classifier(resnet20()).eval(), torch.rand(IMAGES, 3, 32, 32))
+
+
+@pytest.mark.parametrize(
+    ("size", "options"),
+    [
+        ((1, 1), {"kernel_size": 3, "padding": 1}),
+        ((1, 1), {"kernel_size": 1}),
+        ((2, 2), {"kernel_size": 3, "padding": 1}),
+        ((2, 2), {"kernel_size": 2, "stride": 2}),
+        ((2, 3), {"kernel_size": (3, 5), "padding": (1, 2), "bias": False}),
+        ((3, 3), {"kernel_size": 3, "padding": 1, "stride": 2}),
+        ((3, 2), {"kernel_size": 3, "padding": (2, 3), "dilation": (2, 1)}),
+        ((1, 1), {"kernel_size": 1, "padding": 1}),
+        ((1, 1), {"kernel_size": 1, "padding": 1, "stride": 3}),
+    ],
+)
+def test_small_maps_are_convolved_by_one_product(size: tuple[int, int], options: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    conv, maps = torch.nn.Conv2d(4, 6, **options), torch.randn(5, 4, *size)
+    expected = conv(maps)
+    for layout in (torch.contiguous_format, torch.channels_last):
+        found = SmallMaps(conv, size)(maps.contiguous(memory_format=layout))
+        torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("padding", "groups", "multiplied"), [("same", 1, 0), (1, 4, 0), ("valid", 1, 0), (0, 1, 1)]
+)
+def test_grouped_convolutions_and_worded_paddings_are_left_as_they_are(
+    padding: str | int, groups: int, multiplied: int
+) -> None:
+    torch.manual_seed(0)
+    module = torch.nn.Sequential(
+        torch.nn.Conv2d(1, 4, 3, padding=1),
+        torch.nn.Conv2d(4, 4, 1),
+        torch.nn.ReLU(),
+        torch.nn.Conv2d(4, 8, 3, padding=padding, groups=groups),
+        torch.nn.Flatten(),
+        torch.nn.Linear(8 if padding in (0, "valid") else 72, 3),
+    )
+    classifier, images = fn.Classifier(module, mean=[0.4], std=[0.3]), torch.rand(IMAGES, 1, 3, 3)
+    assert_exact(classifier, images)
+    (first, *_) = executed_layers(classifier, images)
+    rest = Exact(classifier, images).split(first.site("conv")).rest
+    assert sum(isinstance(one, SmallMaps) for one in rest.modules()) == multiplied
+
+
+def test_chunks_share_no_memory_where_the_mixing_layer_is_the_last() -> None:
+    torch.manual_seed(0)
+    module = torch.nn.Sequential(
+        torch.nn.Conv2d(1, 8, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(32, 3)
+    )
+    classifier, images = fn.Classifier(module).eval(), torch.rand(600, 1, 4, 4)
+    (layer, _) = executed_layers(classifier, images[:4])
+    site, pairs = layer.site("conv"), Pairs.of(list(range(8)), torch.arange(600))
+    way = Exact(classifier, images[:4])
+    assert 2 * way.split(site).rows < len(pairs)
+    found = way.walk(images, [site]).logits(site, drop(0.0), pairs)
+    expected = Reference(classifier).walk(images, [site]).logits(site, drop(0.0), pairs)
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize(
+    ("rows", "images", "expected"),
+    [
+        (128, 256, 128),
+        (128, 250, 125),
+        (512, 250, 500),
+        (64, 40, 40),
+        (16, 33, 11),
+        (16, 50, 10),
+        (100, 1, 100),
+        (8, 9, 8),
+        (64, 251, 64),
+    ],
+)
+def test_a_chunk_ends_where_a_channels_images_do(rows: int, images: int, expected: int) -> None:
+    assert whole_runs(rows, images) == expected

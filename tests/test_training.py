@@ -493,6 +493,12 @@ def test_a_training_that_ended_is_left_alone_and_one_that_lost_its_card_is_judge
     assert after == before
     (tmp_path / "run" / "card.json").unlink()
     assert train(tmp_path / "run") == []
+    other = train_model("tiny", "toy", output=tmp_path / "run", schedule=Schedule(epochs=1), command="")
+    (tmp_path / "run" / "checkpoint.pt").unlink()
+    next(other)  # another training there, killed: the first one's card is not taken for its
+    assert not (tmp_path / "run" / "card.json").exists()
+    (tmp_path / "run" / "checkpoint.pt").unlink(missing_ok=True)
+    train(tmp_path / "run")
     assert (tmp_path / "run" / "card.json").read_bytes() == before["card.json"][0]
 
 
@@ -612,7 +618,7 @@ def test_images_that_may_be_mirrored_are_trained_longer_and_by_sgd() -> None:
 
 
 @pytest.mark.parametrize("rate", [0.0, -0.1, float("nan"), float("inf")])
-def test_a_learning_rate_that_is_none_is_refused(rate: float) -> None:
+def test_a_learning_rate_that_is_not_positive_is_refused(rate: float) -> None:
     with pytest.raises(InputError, match="the learning rate is not a positive number"):
         make_schedule(find_dataset("mnist"), epochs=None, learning_rate=rate, seed=0)
 

@@ -9,7 +9,7 @@ import argparse
 import csv
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations
@@ -18,20 +18,19 @@ from typing import Any
 
 import numpy as np
 from jinja2 import Environment, StrictUndefined
-from scipy.stats import binomtest, spearmanr
+from scipy.stats import spearmanr
 
 from fragile_neurons.report import hardening
 from fragile_neurons.report.sentences import accuracy, condition, number, percent
-from fragile_neurons.report.tables import table
 from fragile_neurons.stats import wilson
 
+PERMUTATIONS = 999
 HERE = Path(__file__).parent
 NETWORKS = (
     *("mnist-cnn", "mnist-cnn-robust", "cifar10-resnet20", "resnet20"),
     *("resnet18", "squeezenet1_1", "shufflenet_v2_x1_0", "mobilenet_v3_small"),
 )
 Found = dict[str, Any]
-Rows = list[list[str]]
 
 
 @dataclass(frozen=True)
@@ -74,7 +73,10 @@ class Kept:
 
     @property
     def place(self) -> tuple[object, ...]:
-        return self.spec["data"] != "mnist", NETWORKS.index(self.spec["model"]), self.name
+        """Where its rows stand in a table."""
+        spec = self.spec
+        which = (spec.get("rule", ""), spec.get("layer", ""))
+        return spec["data"] != "mnist", NETWORKS.index(spec["model"]), self.name, *which
 
 
 def _value(text: str | None) -> Any:
@@ -91,6 +93,12 @@ def runs(command: str, **options: object) -> list[Kept]:
     found = [Kept(path.parent) for path in sorted((HERE / "runs").glob("*/summary.json"))]
     asked = {"command": command, **options}
     return sorted((one for one in found if asked.items() <= one.spec.items()), key=lambda one: one.place)
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def share(count: int, n: int) -> str:
@@ -230,8 +238,9 @@ def cumulative() -> str:
         for epsilon in (None, last):
             curve = [row for row in run.summary["cumulative"] if row["epsilon"] == epsilon]
             n = run.summary["layers"][0]["neurons"]
+            most = [row["step"] for row in curve][-2:]
             for row in curve:
-                if row["step"] in (n // 4, n // 2):
+                if row["step"] in most:
                     chance = row["random"]
                     spread = f"{percent(chance['lowest'])} to {percent(chance['highest'])}"
                     cells = [
@@ -269,23 +278,27 @@ def _by_layer(run: Kept, column: str) -> list[float]:
     ]
 
 
+def _agreement(one: Kept, other: Kept) -> list[str]:
+    """Same clean verdict channel by channel, and what channels in another order within their layers give."""
+    verdicts = [np.array([row["clean_verdict"] for row in run.neurons]) for run in (one, other)]
+    places = np.array([row["layer"] for row in one.neurons])
+    layers = [np.flatnonzero(places == name) for name in dict.fromkeys(places)]
+    generator, chance = np.random.default_rng(0), []
+    for _ in range(PERMUTATIONS):
+        moved = verdicts[1].copy()
+        for rows in layers:
+            moved[rows] = moved[generator.permutation(rows)]
+        chance.append(np.sum(verdicts[0] == moved))
+    same = int(np.sum(verdicts[0] == verdicts[1]))
+    p = (1 + sum(one >= same for one in chance)) / (1 + PERMUTATIONS)
+    return [share(same, len(places)), percent(float(np.mean(chance)) / len(places)), f"{p:.2g}"]
+
+
 def seeds() -> str:
     """Channels of networks trained apart do not correspond: agreement of channels is the control."""
     rows = []
-    everywhere = runs("analyze", layer="all", data="cifar10")
-    for one, other in combinations(everywhere, 2):
-        same = [
-            a["clean_verdict"] == b["clean_verdict"] for a, b in zip(one.neurons, other.neurons, strict=True)
-        ]
-        counts = [Counter(row["clean_verdict"] for row in run.neurons) for run in (one, other)]
-        chance = sum(counts[0][name] * counts[1][name] for name in counts[0]) / len(same) ** 2
-        agreed = binomtest(sum(same), len(same), chance)
-        low, high = agreed.proportion_ci(method="wilson")
-        cells = [
-            f"{percent(np.mean(same))} [{100 * low:.1f}, {100 * high:.1f}]",
-            percent(chance),
-            f"{agreed.pvalue:.2g}",
-        ]
+    for one, other in combinations(runs("analyze", layer="all", data="cifar10"), 2):
+        cells = _agreement(one, other)
         for column in ("clean_drop", "excess"):
             related = spearmanr(_by_layer(one, column), _by_layer(other, column))
             cells.append(f"{related.statistic:+.2f} (p {related.pvalue:.2g})")
@@ -356,7 +369,7 @@ def hardened() -> str:
     return table([*header, *controls], rows)
 
 
-TABLES: Iterable[Callable[[], str]] = (
+TABLES: Sequence[Callable[[], str]] = (
     *(networks, robustness, verdicts, correlations, precisions, carriers, cumulative),
     *(seeds, layers, hardened),
 )

@@ -1,6 +1,6 @@
 """Runs of the small network on Ray; a process of its own, so that a test can give it a network of its own.
 
-    python tests/faults/on_ray.py FOLDER --workers 2 [--command harden] [--neurons-per-unit 1] [--kill 3]
+    python tests/faults/on_ray.py FOLDER --workers 2 [--subject learned] [--neurons-per-unit 1] [--kill 3]
 
 Prints, as JSON, the units that were computed, the workers killed and the seconds that the run took.
 """

@@ -10,19 +10,27 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from small import BATCH, IMAGES, finish, small_spec
+from torch import nn
 
 from fragile_neurons import (
     Classifier,
     ImageData,
     open_run,
 )
+from fragile_neurons.interventions import drop
+from fragile_neurons.neurons import executed_layers
 from fragile_neurons.runs.environment import environment
 from fragile_neurons.runs.execute import execute_unit
 from fragile_neurons.runs.ledger import Ledger
 from fragile_neurons.runs.plan import Needs, Unit, make_plan
 from fragile_neurons.runs.spec import make_spec
 from fragile_neurons.runs.subject import Subject, open_subject
+from fragile_neurons.sweeps import split
+from fragile_neurons.sweeps.exact import Exact
+from fragile_neurons.sweeps.pairs import Pairs
+from fragile_neurons.sweeps.quick import SmallMaps
 from fragile_neurons.workflows import run_spec
 
 
@@ -73,6 +81,33 @@ def test_the_order_of_units_does_not_change_a_byte(
         "images.parquet",
     ):
         assert (tmp_path / "run" / name).read_bytes() == (finished / name).read_bytes()
+
+
+@pytest.mark.parametrize("rows", [16, 25, 128, 2048])
+@pytest.mark.parametrize("count", [50, 17])
+def test_a_neuron_comes_out_the_same_alone_and_among_others(
+    monkeypatch: pytest.MonkeyPatch, rows: int, count: int
+) -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(
+        *(nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(2)),
+        *(nn.Conv2d(8, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
+        *(nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(128, 3)),
+    )
+    classifier, images = Classifier(module).eval(), torch.rand(count, 1, 8, 8)
+    site = executed_layers(classifier, images[:2])[0].site("conv")
+    monkeypatch.setattr(split, "_suitable_rows", lambda rest, shapes: rows)
+    way = Exact(classifier, images[:2])
+    assert way.split(site).rows == rows
+    assert any(isinstance(one, SmallMaps) for one in way.split(site).rest.modules())
+
+    def swept(channels: list[int]) -> torch.Tensor:
+        pairs = Pairs.of(channels, torch.arange(count))
+        return way.walk(images, [site]).logits(site, drop(0.0), pairs).unflatten(0, (len(channels), count))
+
+    together = swept(list(range(8)))
+    for some in ([0], [5], [7], [2, 3, 6]):
+        assert torch.equal(swept(some), together[some])
 
 
 REPEAT = """

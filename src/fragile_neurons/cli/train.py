@@ -81,7 +81,7 @@ def train(
         device=parse_device(device),
         command=shlex.join(arguments),
     )
-    before = is_trained(folder)
+    before, done = is_trained(folder), 0
     try:
         with (
             with_threads(threads or default_threads()),
@@ -95,7 +95,7 @@ def train(
     except KeyboardInterrupt as stop:
         stop.add_note("whole epochs are kept: the same command goes on from the last one")
         raise
-    if before:
+    if before and not done:
         say("it was trained before")
     console.print(f"weights: {folder / WEIGHTS}\ncard:    {folder / CARD}")
     console.print((folder / CARD).read_text())

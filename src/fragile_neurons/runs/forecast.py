@@ -26,7 +26,7 @@ from fragile_neurons.sweeps.sampling import smallest_probability
 PROBE_IMAGES = 32
 PROBED_LAYERS = 3
 FEW, SOME = 2, 8  # channels swept at once: the difference is what one more of them costs
-QUICK = 0.01  # seconds of an image, so that a whole batch is tried, too
+QUICK = 4.0  # seconds that trying a whole batch may take
 KILOBYTES = 1 if sys.platform == "darwin" else 1024
 
 
@@ -50,7 +50,7 @@ class Forecast:
 
 def forecast(subject: Subject, images: int | None = None) -> list[Forecast]:
     """Reference, exact and, where that can be had, sampled; images: how many there would be, if others."""
-    found, images = [], images or len(subject.data)
+    found, images, whole = [], images or len(subject.data), _Whole.of(subject)
     for name, asked in (("reference", "reference"), ("exact", "auto")):
         choice = choose_way(subject.classifier, subject.selection.sites, subject.selection.images, asked)
         if choice.name != name:
@@ -58,11 +58,11 @@ def forecast(subject: Subject, images: int | None = None) -> list[Forecast]:
             continue
         rows = np.arange(min(PROBE_IMAGES, len(subject.data)))
         probe = replace(subject, way=choice.way, data=subject.data.take(rows), designs={}, _swept={})
-        found += _forecasts(subject, probe, name, images)
+        found += _forecasts(subject, probe, name, images, whole)
     return found
 
 
-def _forecasts(subject: Subject, probe: Subject, name: str, images: int) -> list[Forecast]:
+def _forecasts(subject: Subject, probe: Subject, name: str, images: int, whole: _Whole) -> list[Forecast]:
     """Of the way probed and, of exact, of the sample that goes the same way."""
     spec, selection = subject.spec, subject.selection
     assert isinstance(spec, AnalyzeSpec)
@@ -71,7 +71,6 @@ def _forecasts(subject: Subject, probe: Subject, name: str, images: int) -> list
     start = time.perf_counter()
     probe.sweeps(0, small)
     opened = time.perf_counter() - start
-    predictions, disturbances, forward = _whole_passes(subject, probe)
     probed = sorted({round(place) for place in np.linspace(0, len(counts) - 1, PROBED_LAYERS)})
     measured = [_pair_seconds(probe, selection.layers[place]) for place in probed]
     of_layer, of_pair, stored = (
@@ -81,7 +80,7 @@ def _forecasts(subject: Subject, probe: Subject, name: str, images: int) -> list
     chains = DRAWS + 2 * (1 + bool(epsilons))  # those by fragility and by targeting have two halves
     steps = chains * sum(len(steps_of(count)) - 1 for count in counts)
     curves = curve_stop(images, spec.batch_size) * steps
-    curves_seconds = curves * (predictions if anew else (1 + epsilons) * forward)
+    curves_seconds = curves * (whole.predictions if anew else (1 + epsilons) * whole.forward)
     pairs = images * np.array(counts)
     asked = {name: pairs}
     if name == "exact":
@@ -93,7 +92,7 @@ def _forecasts(subject: Subject, probe: Subject, name: str, images: int) -> list
     for way, some in asked.items():
         once = 2 * (2 + epsilons) + 1 + epsilons * (2 + NOISE_DRAWS)
         once += 3 * (1 + epsilons) if way == "sampled" else 0
-        seconds = images * (predictions + disturbances + opened / small) + curves_seconds
+        seconds = images * (whole.predictions + whole.disturbances + opened / small) + curves_seconds
         seconds += (images * of_layer + some * of_pair).sum() / small
         found.append(
             Forecast(
@@ -109,23 +108,29 @@ def _forecasts(subject: Subject, probe: Subject, name: str, images: int) -> list
     return found
 
 
-def _whole_passes(subject: Subject, probe: Subject) -> tuple[float, float, float]:
-    """Seconds per image of what is asked of the whole network: predictions, disturbances, a pass forward.
+@dataclass(frozen=True)
+class _Whole:
+    """Seconds per image of what is asked of the whole network, whatever the way."""
 
-    Of a few images or, where that is quick, of a batch as the run has them.
-    """
-    for data in (probe.data, subject.data.take(np.arange(min(len(subject.data), subject.spec.batch_size)))):
-        asked, n = replace(probe, data=data), len(data)
-        images = data[:n][0].to(subject.classifier.device)
-        found = [
-            min(_timed(asked, Unit("predictions", 0, n))[0] for _ in range(2)) / n,
-            min(_timed(asked, Unit("disturbances", 0, n))[0] for _ in range(2)) / n,
-            min(_forward_seconds(asked, images) for _ in range(2)) / n,
-        ]
-        if found[0] > QUICK:
-            break
-    predictions, disturbances, forward = found
-    return predictions, disturbances, forward
+    predictions: float
+    disturbances: float
+    forward: float
+
+    @classmethod
+    def measure(cls, probe: Subject, n: int) -> _Whole:
+        """Of the first images, at once."""
+        units: tuple[Unit, ...] = (Unit("predictions", 0, n), Unit("disturbances", 0, n))
+        predictions, disturbances = (min(_timed(probe, unit)[0] for _ in range(2)) / n for unit in units)
+        images = probe.data[:n][0].to(probe.classifier.device)
+        return cls(predictions, disturbances, min(_forward_seconds(probe, images) for _ in range(2)) / n)
+
+    @classmethod
+    def of(cls, subject: Subject) -> _Whole:
+        """Of a few images or, where that is quick, of a batch as the run has them."""
+        few, batch = (min(count, len(subject.data)) for count in (PROBE_IMAGES, subject.spec.batch_size))
+        found = cls.measure(subject, few)
+        seconds = 2 * batch * (found.predictions + found.disturbances)
+        return cls.measure(subject, batch) if batch > few and seconds < QUICK else found
 
 
 def _forward_seconds(probe: Subject, images: torch.Tensor) -> float:

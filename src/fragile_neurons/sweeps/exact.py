@@ -11,7 +11,7 @@ import torch
 
 from fragile_neurons.classifier import Classifier
 from fragile_neurons.foreign import logits_of
-from fragile_neurons.interventions import Constant, Replacement
+from fragile_neurons.interventions import Constant, Replacement, keep
 from fragile_neurons.losses import margin_direction
 from fragile_neurons.neurons import Site
 from fragile_neurons.sweeps.channelwise import Place
@@ -80,13 +80,15 @@ class ExactWalk:
                 (source,) = node.all_input_nodes
                 mixing[node] = Mixing(layer, one.places[source], before[source.name], after[source.name])
             found = []
-            rows = _whole_runs(one.rows, len(self._inputs))
+            images = len(self._inputs)
+            rows = images if replace is keep else whole_runs(one.rows, images)
             for start in range(0, len(pairs), rows):
-                part = pairs.chunk(start, rows)
+                own = pairs.chunk(start, rows)
+                part = own.padded(rows)
                 inputs: list[object] = []
                 for node in one.boundary:
                     if node in mixing:
-                        inputs.append(mixing[node].rows(part))
+                        inputs.append(mixing[node].rows(own, rows))
                     elif node in one.places:
                         place = one.places[node]
                         inputs.append(_with_channels(place, before[node.name], after[node.name], part))
@@ -181,11 +183,18 @@ class ExactWalk:
         return before, after
 
 
-def _whole_runs(rows: int, images: int) -> int:
-    """About so many rows that, where every image is asked, a chunk ends where a channel's images do."""
+def whole_runs(rows: int, images: int) -> int:
+    """About so many rows: a multiple of the images or, if there is one near, a divisor.
+
+    Where every image is asked, a chunk then ends where a channel's images do.
+    """
     if rows >= images:
         return rows // images * images
-    return math.ceil(images / math.ceil(images / rows))
+    divisors = (
+        images // parts for parts in range(math.ceil(images / rows), images + 1) if images % parts == 0
+    )
+    found = next(divisors)
+    return found if 2 * found >= rows else rows
 
 
 def _by_channel(place: Place, values: torch.Tensor) -> torch.Tensor:

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from fragile_neurons.data.batches import SMALLEST_BATCH
 from fragile_neurons.sweeps.channelwise import Place
 from fragile_neurons.sweeps.pairs import Pairs, in_a_row
 
@@ -41,18 +42,25 @@ class Mixing:
             self.weight = torch.unflatten(weight.t(), 0, (-1, width)).contiguous()
             self.output = output
 
-    def rows(self, pairs: Pairs) -> torch.Tensor:
-        """The layer's output for each pair, which the caller may overwrite, until the next call."""
-        if self._found is None or len(self._found) != len(pairs):
-            self._found = self.output.new_empty(len(pairs), *self.output.shape[1:])
+    def rows(self, pairs: Pairs, size: int) -> torch.Tensor:
+        """So many rows: the layer's output for each pair, the last again where there are no more pairs.
+
+        The caller may overwrite them, until the next call.
+        """
+        if self._found is None or len(self._found) != size:
+            self._found = self.output.new_empty(size, *self.output.shape[1:])
         found = self._found
         for channel, run in pairs.runs():
-            images = in_a_row(pairs.images[run])
+            wanted = pairs.images[run]
+            few = len(wanted) < SMALLEST_BATCH
+            images = in_a_row(wanted.repeat(SMALLEST_BATCH) if few else wanted)
             base, change = self.output[images], self.change[channel][images]
             flat = base.reshape(-1, base.shape[-1])
-            torch.addmm(
-                flat, self._taps(change, base), self.weight[channel], out=found[run].view(-1, base.shape[-1])
-            )
+            out = torch.empty_like(flat) if few else found[run].view(flat.shape)
+            torch.addmm(flat, self._taps(change, base), self.weight[channel], out=out)
+            if few:
+                found[run] = out.view(base.shape)[: len(wanted)]
+        found[len(pairs) :] = found[len(pairs) - 1]
         return found.movedim(-1, 1) if isinstance(self.layer, nn.Conv2d) else found
 
     def _taps(self, change: torch.Tensor, output: torch.Tensor) -> torch.Tensor:

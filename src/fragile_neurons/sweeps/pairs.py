@@ -33,11 +33,13 @@ class Pairs:
         return len(self.channels)
 
     def chunk(self, start: int, size: int) -> Pairs:
-        """So many pairs from `start` on, the last one again where there are no more."""
-        if start + size <= len(self):
-            return Pairs(self.channels[start : start + size], self.images[start : start + size])
-        rows = torch.arange(start, start + size, device=self.channels.device).clamp(max=len(self) - 1)
-        return Pairs(self.channels[rows], self.images[rows])
+        """So many pairs from `start` on, or those that are left."""
+        return Pairs(self.channels[start : start + size], self.images[start : start + size])
+
+    def padded(self, size: int) -> Pairs:
+        """So many pairs, the last one again where there are no more."""
+        rows = torch.arange(size, device=self.channels.device).clamp(max=len(self) - 1)
+        return Pairs(self.channels[rows], self.images[rows]) if size > len(self) else self
 
     def runs(self) -> list[tuple[int, slice]]:
         """Each channel once, and where its pairs are."""

@@ -12,6 +12,7 @@ import torch
 from torch import fx, nn
 from torch.nn import functional
 
+LARGEST = 1 << 23  # values of a matrix that stands for a convolution
 INPLACE_FUNCTIONS = {functional.relu, functional.relu6, functional.silu, functional.hardswish}
 
 
@@ -25,13 +26,13 @@ def quicken(rest: fx.GraphModule, shapes: Mapping[fx.Node, torch.Size]) -> None:
 class SmallMaps(nn.Module):
     """A convolution of maps with no more pixels than its kernel has taps: one product of matrices.
 
-    size: height and width of the maps. The taps that meet the padding are not multiplied.
+    size: height and width of the maps. Zeros stand where no tap joins a pixel to an output.
     """
 
     def __init__(self, conv: nn.Conv2d, size: Sequence[int]) -> None:
         super().__init__()
         axes = [_taps(conv, axis, side) for axis, side in enumerate(size)]
-        self.size = [1 + max(out for out, _ in axis) for axis in axes]
+        self.size = _outputs(conv, size)
         weight = conv.weight.new_zeros(*self.size, conv.out_channels, *size, conv.in_channels)
         for ((top, row), down), ((left, column), across) in product(*(axis.items() for axis in axes)):
             weight[top, left, :, row, column] = conv.weight[:, :, down, across]
@@ -49,15 +50,23 @@ class SmallMaps(nn.Module):
 
 def _taps(conv: nn.Conv2d, axis: int, side: int) -> dict[tuple[int, int], int]:
     """Along an axis, which tap joins a place of the output to one of the input."""
-    taps, stride, dilation = conv.kernel_size[axis], conv.stride[axis], conv.dilation[axis]
-    pad = int(conv.padding[axis])
-    outputs = (side + 2 * pad - dilation * (taps - 1) - 1) // stride + 1
-    found = {}
-    for out, tap in product(range(outputs), range(taps)):
-        place = out * stride - pad + tap * dilation
+    outputs, found = _outputs(conv, [side] * 2)[axis], {}
+    for out, tap in product(range(outputs), range(conv.kernel_size[axis])):
+        place = out * conv.stride[axis] - int(conv.padding[axis]) + tap * conv.dilation[axis]
         if 0 <= place < side:
             found[out, place] = tap
     return found
+
+
+def _outputs(conv: nn.Conv2d, size: Sequence[int]) -> list[int]:
+    """Height and width of the output."""
+    assert not isinstance(conv.padding, str)
+    return [
+        (side + 2 * pad - dilation * (taps - 1) - 1) // stride + 1
+        for side, pad, dilation, taps, stride in zip(
+            size, conv.padding, conv.dilation, conv.kernel_size, conv.stride, strict=True
+        )
+    ]
 
 
 def _multiply_small_maps(rest: fx.GraphModule, shapes: Mapping[fx.Node, torch.Size]) -> None:
@@ -66,10 +75,12 @@ def _multiply_small_maps(rest: fx.GraphModule, shapes: Mapping[fx.Node, torch.Si
         conv = modules.get(str(node.target)) if node.op == "call_module" else None
         if not isinstance(conv, nn.Conv2d) or conv.groups > 1 or conv.padding_mode != "zeros":
             continue
-        size = shapes[node.args[0]][2:]
-        if not isinstance(conv.padding, str) and math.prod(size) <= math.prod(conv.kernel_size):
+        values, size = shapes[node.args[0]][1:].numel() * shapes[node][1:].numel(), shapes[node.args[0]][2:]
+        small = math.prod(size) <= math.prod(conv.kernel_size) and values <= LARGEST
+        if small and not isinstance(conv.padding, str):
             node.target = f"multiplied_{node.name}"
             rest.add_submodule(node.target, SmallMaps(conv, size))
+    rest.delete_all_unused_submodules()
     rest.recompile()
 
 

@@ -20,7 +20,7 @@ ADVERSARIAL_STEPS = 7
 
 
 LONG = Schedule(epochs=30, optimizer="SGD", peak_learning_rate=0.2, weight_decay=5e-4)
-SHORT = Schedule(epochs=8, optimizer="AdamW", peak_learning_rate=3e-3, weight_decay=1e-4)
+SHORT = Schedule(epochs=8)
 
 
 def make_schedule(
@@ -33,11 +33,12 @@ def make_schedule(
 ) -> Schedule:
     """What reaches a good accuracy in few epochs: longer and by SGD where images are augmented.
 
-    optimizer, learning_rate (its peak): others. Raises InputError for one that is none.
+    optimizer, learning_rate (its peak): others. Raises InputError for an unknown optimizer, or a rate that
+    is not positive.
     """
     usual = LONG if dataset.mirrors else SHORT
     recipes = {recipe.optimizer: recipe for recipe in (SHORT, LONG)}
-    optimizer = optimizer or usual.optimizer
+    optimizer = usual.optimizer if optimizer is None else optimizer
     check_choice("optimizer", optimizer, recipes)
     recipe = recipes[optimizer]
     if learning_rate is not None and not 0 < learning_rate < math.inf:

@@ -58,11 +58,14 @@ def train_model(
     first = next(steps, None)
     if first is None and is_trained(output):
         return
+    (output / CARD).unlink(missing_ok=True)  # of another training
     yield from () if first is None else chain([first], steps)
     save_weights(classifier, output / WEIGHTS)
     card = make_card(classifier, data, test, adversarial=adversarial, command=command)
     card["schedule"] = asdict(schedule)
-    (output / CARD).write_text(json.dumps(card, indent=2) + "\n")
+    partial = (output / CARD).with_suffix(".partial")
+    partial.write_text(json.dumps(card, indent=2) + "\n")
+    partial.replace(output / CARD)
 
 
 def is_trained(folder: Path) -> bool:
