@@ -30,7 +30,6 @@ from fragile_neurons.runs.subject import Subject, open_subject
 from fragile_neurons.sweeps import split
 from fragile_neurons.sweeps.exact import Exact
 from fragile_neurons.sweeps.pairs import Pairs
-from fragile_neurons.sweeps.quick import SmallMaps
 from fragile_neurons.workflows import run_spec
 
 
@@ -83,31 +82,39 @@ def test_the_order_of_units_does_not_change_a_byte(
         assert (tmp_path / "run" / name).read_bytes() == (finished / name).read_bytes()
 
 
-@pytest.mark.parametrize("rows", [16, 25, 128, 2048])
-@pytest.mark.parametrize("count", [50, 17])
-def test_a_neuron_comes_out_the_same_alone_and_among_others(
-    monkeypatch: pytest.MonkeyPatch, rows: int, count: int
-) -> None:
-    torch.manual_seed(0)
-    module = nn.Sequential(
+NETWORKS = {
+    "small maps at the end": lambda: nn.Sequential(
         *(nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(2)),
         *(nn.Conv2d(8, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
         *(nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(128, 3)),
-    )
-    classifier, images = Classifier(module).eval(), torch.rand(count, 1, 8, 8)
+    ),
+    "a linear layer that mixes": lambda: nn.Sequential(
+        *(nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(512, 64), nn.ReLU()),
+        nn.Linear(64, 3),
+    ),
+}
+
+
+@pytest.mark.parametrize("rows", [16, 64, 128, 2048])
+@pytest.mark.parametrize("count", [50, 17])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_neuron_comes_out_the_same_alone_and_among_others(
+    monkeypatch: pytest.MonkeyPatch, name: str, rows: int, count: int
+) -> None:
+    """Bit for bit, however the chunks of pairs fall, when all images are asked and when some are."""
+    torch.manual_seed(0)
+    classifier, images = Classifier(NETWORKS[name]()).eval(), torch.rand(count, 1, 8, 8)
     site = executed_layers(classifier, images[:2])[0].site("conv")
     monkeypatch.setattr(split, "_suitable_rows", lambda rest, shapes: rows)
     way = Exact(classifier, images[:2])
     assert way.split(site).rows == rows
-    assert any(isinstance(one, SmallMaps) for one in way.split(site).rest.modules())
-
-    def swept(channels: list[int]) -> torch.Tensor:
-        pairs = Pairs.of(channels, torch.arange(count))
-        return way.walk(images, [site]).logits(site, drop(0.0), pairs).unflatten(0, (len(channels), count))
-
-    together = swept(list(range(8)))
-    for some in ([0], [5], [7], [2, 3, 6]):
-        assert torch.equal(swept(some), together[some])
+    for share in (1.0, 0.3):
+        asked = torch.rand(8, count) < share
+        logits = way.walk(images, [site]).logits(site, drop(0.0), Pairs.where(list(range(8)), asked))
+        together = logits.split(asked.sum(dim=1).tolist())
+        for some in ([0], [5], [7], [2, 3, 6]):
+            alone = way.walk(images, [site]).logits(site, drop(0.0), Pairs.where(some, asked[some]))
+            assert torch.equal(alone, torch.cat([together[channel] for channel in some]))
 
 
 REPEAT = """
