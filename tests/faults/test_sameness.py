@@ -101,20 +101,21 @@ NETWORKS = {
 def test_a_neuron_comes_out_the_same_alone_and_among_others(
     monkeypatch: pytest.MonkeyPatch, name: str, rows: int, count: int
 ) -> None:
-    """Bit for bit, however the chunks of pairs fall, when all images are asked and when some are."""
+    """Bit for bit, however the chunks of pairs fall."""
     torch.manual_seed(0)
     classifier, images = Classifier(NETWORKS[name]()).eval(), torch.rand(count, 1, 8, 8)
     site = executed_layers(classifier, images[:2])[0].site("conv")
     monkeypatch.setattr(split, "_suitable_rows", lambda rest, shapes: rows)
     way = Exact(classifier, images[:2])
     assert way.split(site).rows == rows
-    for share in (1.0, 0.3):
-        asked = torch.rand(8, count) < share
-        logits = way.walk(images, [site]).logits(site, drop(0.0), Pairs.where(list(range(8)), asked))
-        together = logits.split(asked.sum(dim=1).tolist())
-        for some in ([0], [5], [7], [2, 3, 6]):
-            alone = way.walk(images, [site]).logits(site, drop(0.0), Pairs.where(some, asked[some]))
-            assert torch.equal(alone, torch.cat([together[channel] for channel in some]))
+
+    def swept(channels: list[int]) -> torch.Tensor:
+        pairs = Pairs.of(channels, torch.arange(count))
+        return way.walk(images, [site]).logits(site, drop(0.0), pairs).unflatten(0, (len(channels), count))
+
+    together = swept(list(range(8)))
+    for some in ([0], [5], [7], [2, 3, 6]):
+        assert torch.equal(swept(some), together[some])
 
 
 REPEAT = """

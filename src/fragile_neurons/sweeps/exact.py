@@ -23,9 +23,6 @@ from fragile_neurons.sweeps.split import Act, Split, split
 from fragile_neurons.sweeps.way import Attacked
 
 
-KERNEL = 16  # rows that products of matrices take at once: a rest of them is rounded otherwise
-
-
 class Exact:
     """Sweeps of one network as a graph, split at each site when that is first met.
 
@@ -84,10 +81,9 @@ class ExactWalk:
                 mixing[node] = Mixing(layer, one.places[source], before[source.name], after[source.name])
             found = []
             images = len(self._inputs)
-            size = images if replace is keep else whole_runs(one.rows, images)
-            rows = KERNEL * math.ceil(size / KERNEL) if replace is keep else one.rows
-            for start in range(0, len(pairs), size):
-                own = pairs.chunk(start, size)
+            rows = images if replace is keep else whole_runs(one.rows, images)
+            for start in range(0, len(pairs), rows):
+                own = pairs.chunk(start, rows)
                 part = own.padded(rows)
                 inputs: list[object] = []
                 for node in one.boundary:
@@ -188,7 +184,7 @@ class ExactWalk:
 
 
 def whole_runs(rows: int, images: int) -> int:
-    """How many pairs to put into so many rows: a multiple of the images or, if one is near, a divisor.
+    """About so many rows: a multiple of the images or, if one is near, a divisor.
 
     Where every image is asked, a chunk then ends where a channel's images do.
     """
