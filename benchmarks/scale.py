@@ -84,8 +84,7 @@ def planned_part(cache: Cache) -> str:
 
 `fragile-neurons plan` probes the run's own work on 32 images, or a batch where that is quick; measured are
 all units of the run, the exact way, {CORES} threads, without opening it and without writing its files.
-Medians
-of {ROUNDS} rounds with the extremes: a plan, then its run.
+Medians of {ROUNDS} rounds with the extremes: a plan, then its run.
 
 {table(rows)}"""
 

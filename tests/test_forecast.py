@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import fragile_neurons as fn
-from fragile_neurons.runs.forecast import forecast
+from fragile_neurons.runs.forecast import Whole, forecast
 from fragile_neurons.runs.ledger import Ledger
 from fragile_neurons.runs.spec import make_spec
 from fragile_neurons.runs.subject import open_subject
@@ -75,3 +75,17 @@ def test_results_are_as_large_as_said(
         assert one.results == pytest.approx(stored, rel=0.05)
         assert one.memory > 50e6
         assert one.minutes > 0
+
+
+def test_a_probe_of_few_images_is_not_filled_up_to_a_batch(
+    small_classifier: fn.Classifier, small_data: fn.ImageData
+) -> None:
+    subject = open_subject(make_spec(**subject_options(batch_size=32)), small_classifier, small_data)
+    seen: list[int] = []
+    handle = small_classifier.module.register_forward_hook(lambda _, inputs, __: seen.append(len(inputs[0])))
+    Whole.measure(subject, 8)
+    assert set(seen) == {8}
+    seen.clear()
+    Whole.of(subject)
+    assert set(seen) == {32}
+    handle.remove()

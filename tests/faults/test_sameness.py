@@ -111,7 +111,7 @@ def test_a_neuron_comes_out_the_same_alone_and_among_others(
 
     def swept(channels: list[int]) -> torch.Tensor:
         pairs = Pairs.of(channels, torch.arange(count))
-        return way.walk(images, [site]).logits(site, drop(0.0), pairs).unflatten(0, (len(channels), count))
+        return way.walk(images, [site]).logits(site, drop(0.0), pairs).view(len(channels), count, -1)
 
     together = swept(list(range(8)))
     for some in ([0], [5], [7], [2, 3, 6]):

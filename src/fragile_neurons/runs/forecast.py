@@ -50,19 +50,18 @@ class Forecast:
 
 def forecast(subject: Subject, images: int | None = None) -> list[Forecast]:
     """Reference, exact and, where that can be had, sampled; images: how many there would be, if others."""
-    found, images, whole = [], images or len(subject.data), _Whole.of(subject)
+    found, images, whole = [], images or len(subject.data), Whole.of(subject)
     for name, asked in (("reference", "reference"), ("exact", "auto")):
         choice = choose_way(subject.classifier, subject.selection.sites, subject.selection.images, asked)
         if choice.name != name:
             found.append(Forecast(name, missing=choice.reason))
             continue
-        rows = np.arange(min(PROBE_IMAGES, len(subject.data)))
-        probe = replace(subject, way=choice.way, data=subject.data.take(rows), designs={}, _swept={})
+        probe = replace(_first_images(subject, min(PROBE_IMAGES, len(subject.data))), way=choice.way)
         found += _forecasts(subject, probe, name, images, whole)
     return found
 
 
-def _forecasts(subject: Subject, probe: Subject, name: str, images: int, whole: _Whole) -> list[Forecast]:
+def _forecasts(subject: Subject, probe: Subject, name: str, images: int, whole: Whole) -> list[Forecast]:
     """Of the way probed and, of exact, of the sample that goes the same way."""
     spec, selection = subject.spec, subject.selection
     assert isinstance(spec, AnalyzeSpec)
@@ -108,8 +107,13 @@ def _forecasts(subject: Subject, probe: Subject, name: str, images: int, whole: 
     return found
 
 
+def _first_images(subject: Subject, n: int) -> Subject:
+    """The same without the other images, which would fill up a batch."""
+    return replace(subject, data=subject.data.take(np.arange(n)), designs={}, _swept={})
+
+
 @dataclass(frozen=True)
-class _Whole:
+class Whole:
     """Seconds per image of what is asked of the whole network, whatever the way."""
 
     predictions: float
@@ -117,15 +121,16 @@ class _Whole:
     forward: float
 
     @classmethod
-    def measure(cls, probe: Subject, n: int) -> _Whole:
+    def measure(cls, subject: Subject, n: int) -> Whole:
         """Of the first images, at once."""
+        probe = _first_images(subject, n)
         units: tuple[Unit, ...] = (Unit("predictions", 0, n), Unit("disturbances", 0, n))
         predictions, disturbances = (min(_timed(probe, unit)[0] for _ in range(2)) / n for unit in units)
         images = probe.data[:n][0].to(probe.classifier.device)
         return cls(predictions, disturbances, min(_forward_seconds(probe, images) for _ in range(2)) / n)
 
     @classmethod
-    def of(cls, subject: Subject) -> _Whole:
+    def of(cls, subject: Subject) -> Whole:
         """Of a few images or, where that is quick, of a batch as the run has them."""
         few, batch = (min(count, len(subject.data)) for count in (PROBE_IMAGES, subject.spec.batch_size))
         found = cls.measure(subject, few)
