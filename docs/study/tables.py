@@ -96,7 +96,9 @@ def runs(command: str, **options: object) -> list[Kept]:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table."""
+    """A Markdown table, or that there is nothing yet to put into it."""
+    if not rows:
+        return "No run has finished yet."
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
