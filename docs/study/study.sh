@@ -10,5 +10,5 @@ xargs -P "$(nproc)" -L 1 fragile-neurons train --threads 1 <$here/train.txt
 for command in analyze evaluate harden; do
     fragile-neurons $command --spec $here/$command.toml --output runs/study --engine ray
 done
-python $here/keep.py
-python $here/tables.py
+python $here/collect.py
+python $here/page.py

@@ -1,23 +1,14 @@
-"""Writes docs/study.md: the text of page.md, with tables made from the small files of the study's runs.
-
-python docs/study/tables.py [--output docs/study.md]
-"""
+"""The tables of the study, from the small files of its runs."""
 
 from __future__ import annotations
 
-import argparse
-import csv
 import json
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from itertools import combinations
-from pathlib import Path
-from typing import Any
 
 import numpy as np
-from jinja2 import Environment, StrictUndefined
+from kept import HERE, Found, Kept, runs
 from scipy.stats import spearmanr
 
 from fragile_neurons.report import hardening
@@ -25,74 +16,6 @@ from fragile_neurons.report.sentences import accuracy, condition, number, percen
 from fragile_neurons.stats import wilson
 
 PERMUTATIONS = 999
-HERE = Path(__file__).parent
-NETWORKS = (
-    *("mnist-cnn", "mnist-cnn-robust", "cifar10-resnet20", "resnet20"),
-    *("resnet18", "squeezenet1_1", "shufflenet_v2_x1_0", "mobilenet_v3_small"),
-)
-Found = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Kept:
-    """The small files of one run."""
-
-    folder: Path
-
-    @cached_property
-    def summary(self) -> Found:
-        found: Found = json.loads((self.folder / "summary.json").read_text(encoding="utf-8"))
-        return found
-
-    @property
-    def spec(self) -> Found:
-        found: Found = self.summary["spec"]
-        return found
-
-    @cached_property
-    def neurons(self) -> list[Found]:
-        """A row per neuron and epsilon, numbers where there are any."""
-        with (self.folder / "neurons.csv").open(newline="", encoding="utf-8") as file:
-            return [{name: _value(text) for name, text in row.items()} for row in csv.DictReader(file)]
-
-    def column(self, name: str) -> np.ndarray[Any, np.dtype[np.float64]]:
-        """Of the neurons, at the largest epsilon; NaN where there is nothing."""
-        last = max(row["epsilon"] for row in self.neurons)
-        rows = [row for row in self.neurons if row["epsilon"] == last]
-        return np.array([np.nan if row[name] is None else row[name] for row in rows], dtype=float)
-
-    @property
-    def name(self) -> str:
-        """The network, its data, and its seed where there are several."""
-        network, weights = self.spec["model"], self.spec["weights"] or ""
-        network = network.removeprefix("cifar10-")
-        seed = "seed 0" if self.spec["model"].startswith("cifar10-") else ""
-        if "-seed" in weights:
-            seed = f"seed {Path(weights).parent.name.rpartition('-seed')[2]}"
-        return ", ".join(filter(None, [network, seed, self.spec["data"]]))
-
-    @property
-    def place(self) -> tuple[object, ...]:
-        """Where its rows stand in a table."""
-        spec = self.spec
-        which = (spec.get("rule", ""), spec.get("layer", ""))
-        return spec["data"] != "mnist", NETWORKS.index(spec["model"]), self.name, *which
-
-
-def _value(text: str | None) -> Any:
-    if not text:
-        return None
-    try:
-        return float(text)
-    except ValueError:
-        return text
-
-
-def runs(command: str, **options: object) -> list[Kept]:
-    """The runs of a command with these options, in the order of the tables."""
-    found = [Kept(path.parent) for path in sorted((HERE / "runs").glob("*/summary.json"))]
-    asked = {"command": command, **options}
-    return sorted((one for one in found if asked.items() <= one.spec.items()), key=lambda one: one.place)
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -375,21 +298,3 @@ TABLES: Sequence[Callable[[], str]] = (
     *(networks, robustness, verdicts, correlations, precisions, carriers, cumulative),
     *(seeds, layers, hardened),
 )
-
-
-def page() -> str:
-    """The whole page."""
-    environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False)
-    text = environment.from_string((HERE / "page.md").read_text(encoding="utf-8"))
-    return text.render({one.__name__: one() for one in TABLES})
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--output", type=Path, default=HERE.parent / "study.md")
-    asked = parser.parse_args()
-    asked.output.write_text(page(), encoding="utf-8")
-
-
-if __name__ == "__main__":
-    main()

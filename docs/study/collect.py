@@ -1,6 +1,6 @@
 """Copies the small files of the study's finished runs and trainings here, where they are committed.
 
-python docs/study/keep.py
+python docs/study/collect.py
 """
 
 from __future__ import annotations

@@ -1,0 +1,31 @@
+"""Writes docs/study.md: the text of page.md with its tables, and the figures beside it.
+
+python docs/study/page.py
+"""
+
+from __future__ import annotations
+
+import vl_convert
+from figures import drawn
+from jinja2 import Environment, StrictUndefined
+from kept import HERE
+from tables import TABLES
+
+
+def page() -> str:
+    """The whole page."""
+    environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False)
+    text = environment.from_string((HERE / "page.md").read_text(encoding="utf-8"))
+    return text.render({one.__name__: one() for one in TABLES})
+
+
+def main() -> None:
+    """Rebuild everything from the committed files."""
+    (HERE.parent / "study.md").write_text(page(), encoding="utf-8")
+    (HERE / "figures").mkdir(exist_ok=True)
+    for name, chart in drawn().items():
+        (HERE / "figures" / f"{name}.svg").write_text(vl_convert.vegalite_to_svg(chart), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
