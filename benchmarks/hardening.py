@@ -1,21 +1,16 @@
 """Does hardening help? Every rule on two bundled networks, with controls and AutoAttack.
 
-    python benchmarks/hardening.py [--models mnist-cnn ...] [--parts learned time ...] [--output FILE]
+    python benchmarks/hardening.py [--models mnist-cnn ...] [--output FILE]
 
 Each row is a run folder of `fragile-neurons harden` under the cache, and AutoAttack is kept per 100 images: a
-killed run goes on, and what is left out with --parts keeps its rows. Delete the cache to measure again. Needs
-`fragile-neurons data fetch mnist` and `data fetch cifar10`.
+killed run goes on. Delete the cache to measure again. Needs `fragile-neurons data fetch mnist` and
+`data fetch cifar10`.
 """
 
 from __future__ import annotations
 
 import argparse
-import tempfile
-import time
-from collections.abc import Callable
-from dataclasses import replace
 from fractions import Fraction
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,29 +19,10 @@ from bench import Cache, Row, machine, table
 
 import fragile_neurons as fn
 from fragile_neurons.analysis.robustness import observe_attack
-from fragile_neurons.analysis.selection import select
 from fragile_neurons.cli.console import progress
-from fragile_neurons.folding import fold
-from fragile_neurons.hardening.choose import STRENGTHS, try_changes
-from fragile_neurons.hardening.gains import Gains
-from fragile_neurons.hardening.learn import (
-    ALL_WEIGHTS,
-    BATCH,
-    GAINS,
-    alternatives,
-    between,
-    make_learner,
-    make_schedule,
-    seconds_per_step,
-    with_weights,
-)
-from fragile_neurons.hardening.observe import CLEAN, NONE, PGD, observe_right
-from fragile_neurons.hardening.premises import common_site
-from fragile_neurons.hardening.verdict import Paired
-from fragile_neurons.report.hardening import difference
+from fragile_neurons.report.hardening import TRIED, difference, tried_rows
 from fragile_neurons.runs.spec import make_spec
 from fragile_neurons.stats import wilson
-from fragile_neurons.training.loop import fit
 from fragile_neurons.workflows import run_spec
 
 KEPT = Path.home() / ".cache/fragile-neurons/benchmarks/hardening"
@@ -55,15 +31,12 @@ SUBJECTS = {"mnist-cnn": ("mnist", "0.1"), "cifar10-resnet20": ("cifar10", "2/25
 BUDGET = 0.01
 TEST_IMAGES = 2_000
 AUTOATTACKED, CHUNK = 500, 100
-STEPS = (50, 100, 200, 400)  # of the gains' fit, in the part `time`
-RULES: dict[str, dict[str, dict[str, Any]]] = {
-    "learned": {"learned, all layers": {"rule": "learned", "layer": "all", "alternatives": True}},
-    "proportional": {"proportional, first layer": {"rule": "proportional", "layer": "first"}},
-    "searched": {"searched, first layer": {"rule": "searched", "layer": "first"}},
-    "others": {
-        "learned, first layer": {"rule": "learned", "layer": "first"},
-        "proportional, all layers": {"rule": "proportional", "layer": "all"},
-    },
+RULES: dict[str, dict[str, Any]] = {
+    "learned, all layers": {"rule": "learned", "layer": "all", "alternatives": True},
+    "learned, first layer": {"rule": "learned", "layer": "first"},
+    "proportional, first layer": {"rule": "proportional", "layer": "first"},
+    "proportional, all layers": {"rule": "proportional", "layer": "all"},
+    "searched, first layer": {"rule": "searched", "layer": "first"},
 }
 """What `harden` is asked for besides the model and epsilon, by the name of a row."""
 
@@ -123,112 +96,29 @@ def row_of(cache: Cache, model: str, name: str, run: fn.Run) -> Row:
     }
 
 
-def rules_part(cache: Cache, model: str, parts: list[str]) -> str:
+def rules_part(cache: Cache, model: str) -> str:
     """Every rule on a network."""
-    rows = [
-        row_of(cache, model, name, run_of(model, name, options))
-        for part in parts
-        for name, options in RULES[part].items()
-    ]
-    return f"The original under AutoAttack: {autoattacked(cache, model, None)} %.\n\n{table(rows)}"
-
-
-def measure_fits(model: str, steps: int) -> list[Row]:
-    """Gains fitted in so many steps, and weights fitted for the same time, all chosen on val."""
-    name, text = SUBJECTS[model]
-    epsilon, classifier = Fraction(text), fn.load_model(model)
-    train, val = (fn.load_data(name, split=split) for split in ("train", "val"))
-    test = fn.load_data(name, limit=TEST_IMAGES)
-    selection = select(classifier, test, layer="all")
-    selection = replace(selection, site=common_site(classifier, selection))
-    names = [GAINS, *alternatives(classifier)]
-    learners = [make_learner(what, classifier, selection.sites, epsilon) for what in names]
-    pace = seconds_per_step(learners, train, BATCH)
-    span = {"batch_size": 256, "seed": 0}
-
-    def right(network: fn.Classifier) -> list[Any]:
-        asked = ((CLEAN, NONE), (PGD, [epsilon]))
-        return [observe_right(network, test, *one, images=TEST_IMAGES, **span)[0] for one in asked]
-
-    before, rows = right(classifier), []
-    for what, learner, seconds in zip(names, learners, pace, strict=True):
-        schedule = make_schedule(learner, max(1, round(steps * pace[0] / seconds)), train, BATCH, 0)
-        start = time.perf_counter()
-        with learner.working(), tempfile.TemporaryDirectory() as folder:
-            for _ in fit(
-                learner.module, learner.loss, train, schedule, checkpoint=Path(folder) / "x", purpose={}
-            ):
-                pass
-        took, changes = time.perf_counter() - start, changes_of(learner.result(), classifier, selection)
-        best = try_changes(classifier, changes, val, epsilon, budget=BUDGET, **span).best()
-        after = before if best is None else right(changes[best]())
-        clean, robust = (Paired(*pair) for pair in zip(before, after, strict=True))
-        rows.append(
-            {
-                "fitted": what,
-                "numbers": sum(one.numel() for one in learner.module.parameters() if one.requires_grad),
-                "steps": schedule.steps,
-                "seconds": round(took),
-                "strength": 0.0 if best is None else STRENGTHS[best],
-                "clean": {"value": clean.gain, "ci95": clean.ci95},
-                "pgd": {"value": robust.gain, "ci95": robust.ci95},
-            }
-        )
-    return rows
-
-
-def changes_of(
-    arrays: dict[str, Any], classifier: fn.Classifier, selection: Any
-) -> list[Callable[[], fn.Classifier]]:
-    """The networks of all strengths of what was fitted."""
-    if any(key.startswith("weights/") for key in arrays):
-        return [
-            partial(with_weights, classifier, between(classifier, arrays, strength)) for strength in STRENGTHS
-        ]
-    gains = Gains.from_arrays(selection.sites, arrays)
-    return [
-        partial(fold, classifier, gains.power(strength).changes, selection.images) for strength in STRENGTHS
-    ]
-
-
-def time_part(cache: Cache, model: str) -> str:
-    """Gains against weights, by the time they have."""
-    rows = []
-    for steps in STEPS:
-        found = cache.get(f"time {model} {steps}", partial(measure_fits, model, steps))
-        everything = next(row["pgd"]["value"] for row in found if row["fitted"] == ALL_WEIGHTS)
-        for row in found:
-            rows.append(
-                {
-                    "fitted": row["fitted"],
-                    "numbers": f"{row['numbers']:,}",
-                    "seconds": row["seconds"],
-                    "steps": row["steps"],
-                    "strength": row["strength"],
-                    "clean, pp": difference(row["clean"]),
-                    "PGD-20 x 5, pp": difference(row["pgd"]),
-                    "of all weights' gain": f"{100 * row['pgd']['value'] / everything:.0f} %",
-                }
-            )
-    return f"Gains against weights in the same time, from one fit each:\n\n{table(rows)}"
+    runs = {name: run_of(model, name, options) for name, options in RULES.items()}
+    rows = [row_of(cache, model, name, run) for name, run in runs.items()]
+    said = [f"The original under AutoAttack: {autoattacked(cache, model, None)} %.", table(rows)]
+    for name, run in runs.items():
+        if RULES[name].get("alternatives"):
+            said.append(f"{name}, and weights fitted for the same time, by strength, on validation images:")
+            said.append(table([dict(zip(TRIED, row, strict=True)) for row in tried_rows(run.summary)]))
+    return "\n\n".join(said)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--models", nargs="+", choices=SUBJECTS, default=list(SUBJECTS))
-    parser.add_argument("--parts", nargs="+", choices=[*RULES, "time"], default=[*RULES, "time"])
     parser.add_argument("--output", type=Path, default=Path(__file__).parent.parent / "docs/hardening.md")
     given = parser.parse_args()
-    command = (
-        f"python benchmarks/hardening.py --models {' '.join(given.models)} --parts {' '.join(given.parts)}"
-    )
+    command = f"python benchmarks/hardening.py --models {' '.join(given.models)}"
     said = [f"# Hardening, measured\n\nMade by `{command}`. {machine(PACKAGES)}", EXPLAINED]
     for model in given.models:
         cache = Cache(KEPT / f"{model}.json")
         said.append(f"## {model}, epsilon {SUBJECTS[model][1]}")
-        rules = [part for part in given.parts if part in RULES]
-        said += [rules_part(cache, model, rules)] if rules else []
-        said += [time_part(cache, model)] if "time" in given.parts else []
+        said.append(rules_part(cache, model))
     given.output.write_text("\n\n".join(said) + "\n", encoding="utf-8")
 
 

@@ -2,34 +2,45 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import re
-import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
 DOCS = Path(__file__).parents[1] / "docs"
+STUDY = DOCS / "study"
+LABEL = re.compile(r'aria-label="([^"]+)"')
 MACHINES = re.compile(r"/(home|root|work|tmp|Users)/")
 NUMBER = re.compile(r"(?<![\w.])(?:\d[\d,]*\d|\d)(?:\.\d+)?")
 
 
 @pytest.fixture(scope="module")
-def tables() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("study_tables", DOCS / "study" / "tables.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def page() -> Iterator[ModuleType]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(STUDY))
+        yield importlib.import_module("page")
 
 
-def test_the_page_is_the_one_that_its_files_make(tables: ModuleType) -> None:
-    assert tables.page() == (DOCS / "study.md").read_text(encoding="utf-8")
+def test_the_page_is_the_one_that_its_files_make(page: ModuleType) -> None:
+    assert page.page() == (DOCS / "study.md").read_text(encoding="utf-8")
 
 
-def test_every_number_of_the_findings_stands_in_a_table(tables: ModuleType) -> None:
+def test_the_figures_show_what_the_files_hold(page: ModuleType) -> None:
+    drawn = page.figures()
+    kept = {path.stem: path.read_text(encoding="utf-8") for path in (STUDY / "figures").glob("*.svg")}
+    assert kept.keys() == drawn.keys()
+    for name, svg in drawn.items():
+        said, held = (sorted(LABEL.findall(text)) for text in (svg, kept[name]))
+        assert len(said) > 20
+        assert said == held, name
+    shown = re.findall(r"\(study/figures/(\w+)\.svg\)", page.page())
+    assert sorted(shown) == sorted(drawn)
+
+
+def test_every_number_of_the_findings_stands_in_a_table() -> None:
     text = (DOCS / "study.md").read_text(encoding="utf-8")
     findings = text.partition("## Findings\n")[2].partition("\n## ")[0]
     rows = "\n".join(line for line in text.splitlines() if line.startswith("|"))

@@ -21,7 +21,7 @@ CONFIG = {
     "view": {"stroke": "#00000022"},
     "axis": {"gridColor": "#88888833", "titleFontWeight": "normal", "labelLimit": 240},
     "header": {"title": None, "labelFontSize": 11},
-    "legend": {"orient": "top", "title": None},
+    "legend": {"orient": "top", "title": None, "labelLimit": 400, "symbolOpacity": 1},
 }
 Rows = Sequence[dict[str, Any]]
 
@@ -59,9 +59,7 @@ def robustness() -> alt.TopLevelMixin:
     base = _base(rows).encode(
         x=alt.X("budget:Q", title="epsilon", axis=alt.Axis(tickCount=4)), color=_attack(*ATTACKS.values())
     )
-    value = alt.Y(
-        "value:Q", title="accuracy", axis=alt.Axis(format="%"), scale=alt.Scale(domain=[0, 1])
-    )
+    value = alt.Y("value:Q", title="accuracy", axis=alt.Axis(format="%"), scale=alt.Scale(domain=[0, 1]))
     panel = alt.layer(
         base.mark_area(opacity=0.2).encode(y=alt.Y("low:Q", title="accuracy"), y2="high:Q"),
         base.mark_line().encode(y=value),
@@ -93,8 +91,8 @@ def verdicts() -> alt.TopLevelMixin:
             color=verdict_colour("verdict"),
             order="place:Q",
         )
-        .properties(width=280, height={"step": 18})
-        .facet(alt.Facet("condition:N"), columns=2)
+        .properties(width=280, height=alt.Step(18))
+        .facet(alt.Facet("condition:N", sort=["clean"]), columns=2)
     )
 
 
@@ -102,6 +100,7 @@ PAIRS = {
     ("clean_drop", "share"): "clean drop with share: the paper's question",
     ("margin_drop", "excess"): "margin drop with excess: beyond another image's attack",
 }
+SHOWN, NOT_SHOWN = "shown for neurons in general (p at most 0.05)", "not shown"
 
 
 def correlations() -> alt.TopLevelMixin:
@@ -121,32 +120,22 @@ def correlations() -> alt.TopLevelMixin:
                     "partial": pair["partial_spearman"],
                     "low": low,
                     "high": high,
-                    "neurons": "shown for neurons in general (p at most 0.05)"
-                    if pair["adjusted_p"] <= 0.05
-                    else "not shown",
+                    "neurons": SHOWN if pair["adjusted_p"] <= 0.05 else NOT_SHOWN,
                 }
             )
-    base = _base(rows).encode(
+    base = alt.Chart().encode(
         y=alt.Y("network:N", sort=list(dict.fromkeys(names)), title=None),
-        color=alt.Color(
-            "neurons:N",
-            scale=alt.Scale(
-                domain=["shown for neurons in general (p at most 0.05)", "not shown"],
-                range=[VERMILION, GREY],
-            ),
-        ),
+        color=alt.Color("neurons:N", scale=alt.Scale(domain=[SHOWN, NOT_SHOWN], range=[VERMILION, GREY])),
     )
     scale = alt.Scale(domain=[-1, 1])
-    zero = alt.Chart().mark_rule(strokeDash=[2, 3], color=GREY).encode(x=alt.datum(0))
+    low = alt.X("low:Q", title="Spearman's rho", scale=scale)
     panel = alt.layer(
-        zero,
-        base.mark_rule(strokeWidth=2).encode(x=alt.X("low:Q", title="Spearman's rho", scale=scale), x2="high:Q"),
-        base.mark_point(filled=True, size=60, opacity=1).encode(x=alt.X("rho:Q", scale=scale)),
-        base.mark_tick(thickness=2, color=BLUE, size=12).encode(
-            x=alt.X("partial:Q", scale=scale), color=alt.value(BLUE)
-        ),
+        alt.Chart().mark_rule(strokeDash=[2, 3], color=GREY).encode(x=alt.datum(0)),
+        base.mark_rule(strokeWidth=2).encode(x=low, x2="high:Q"),
+        base.mark_point(filled=True, size=60, opacity=1).encode(x="rho:Q"),
+        base.mark_tick(thickness=2, size=12).encode(x="partial:Q", color=alt.value(BLUE)),
         data=alt.InlineData(values=rows),
-    ).properties(width=280, height={"step": 17})
+    ).properties(width=280, height=17 * len(set(names)))
     return panel.facet(alt.Facet("question:N"), columns=2)
 
 
@@ -191,9 +180,10 @@ def cumulative() -> alt.TopLevelMixin:
                 low, high = found.get("ci95") or (found["lowest"], found["highest"])
                 at = {"network": run.name, "order": said, "dropped": row["step"]}
                 rows.append({**at, "value": found["value"], "low": low, "high": high})
+    scale = alt.Scale(domain=list(ORDERS.values()), range=[VERMILION, BLUE, GREY])
     base = _base(rows).encode(
         x=alt.X("dropped:Q", title="neurons dropped", axis=alt.Axis(tickCount=4)),
-        color=alt.Color("order:N", scale=alt.Scale(domain=list(ORDERS.values()), range=[VERMILION, BLUE, GREY])),
+        color=alt.Color("order:N", scale=scale),
     )
     percent = alt.Axis(format="%", tickCount=4)
     panel = alt.layer(
@@ -247,34 +237,29 @@ def hardened() -> alt.TopLevelMixin:
                 gained.append({"network": names[-1], "attack": attack, **_bounds(row)})
         for row in found["accuracies"]:
             kind = row["network"].partition(" ")[0]
-            if row["attack"] == "pgd-10" and kind in (hardening.SHUFFLED, "hardened", "original"):
+            if row["attack"] == "pgd-10" and kind in ("hardened", hardening.SHUFFLED):
                 controls.append({"network": names[-1], "kind": kind, **_bounds(row)})
     y = alt.Y("network:N", sort=names, title=None)
     zero = alt.Chart().mark_rule(strokeDash=[2, 3], color=GREY).encode(x=alt.datum(0))
-    base = _base(gained).encode(
-        y=y, yOffset="attack:N", color=_attack("clean", "PGD-20 x 5", "APGD-CE + T")
-    )
+    base = _base(gained).encode(y=y, yOffset="attack:N", color=_attack("clean", "PGD-20 x 5", "APGD-CE + T"))
     percent = alt.Axis(format="+%")
     differences = alt.layer(
         zero,
         base.mark_rule().encode(x=alt.X("low:Q", title="hardened minus original", axis=percent), x2="high:Q"),
         base.mark_point(filled=True, size=35, opacity=1).encode(x="value:Q"),
     )
-    colour = alt.Color(
-        "kind:N",
-        scale=alt.Scale(domain=["original", "hardened", hardening.SHUFFLED], range=[GREY, ORANGE, "#00000055"]),
-    )
+    kinds = alt.Scale(domain=["hardened", hardening.SHUFFLED], range=[ORANGE, "#00000055"])
     beside = (
         _base(controls)
         .mark_tick(thickness=2, size=16)
         .encode(
             y=alt.Y("network:N", sort=names, title=None, axis=alt.Axis(labels=False)),
             x=alt.X("value:Q", title="PGD-10 accuracy", axis=alt.Axis(format="%")),
-            color=colour,
+            color=alt.Color("kind:N", scale=kinds),
         )
     )
-    step: dict[str, Any] = {"height": {"step": 24, "for": "position"}, "width": 280}
-    return alt.hconcat(differences.properties(**step), beside.properties(**step)).resolve_scale(
+    size = {"width": 280, "height": 26 * len(names)}
+    return alt.hconcat(differences.properties(**size), beside.properties(**size)).resolve_scale(
         color="independent"
     )
 

@@ -17,6 +17,7 @@ NETWORKS = (
     *("resnet18", "squeezenet1_1", "shufflenet_v2_x1_0", "mobilenet_v3_small"),
 )
 Found = dict[str, Any]
+Column = np.ndarray[Any, np.dtype[np.float64]]
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Kept:
         with (self.folder / "neurons.csv").open(newline="", encoding="utf-8") as file:
             return [{name: _value(text) for name, text in row.items()} for row in csv.DictReader(file)]
 
-    def column(self, name: str) -> np.ndarray[Any, np.dtype[np.float64]]:
+    def column(self, name: str) -> Column:
         """Of the neurons, at the largest epsilon; NaN where there is nothing."""
         last = max(row["epsilon"] for row in self.neurons)
         rows = [row for row in self.neurons if row["epsilon"] == last]

@@ -19,12 +19,17 @@ def page() -> str:
     return text.render({one.__name__: one() for one in TABLES})
 
 
+def figures() -> dict[str, str]:
+    """SVG of each figure, by name."""
+    return {name: vl_convert.vegalite_to_svg(chart) for name, chart in drawn().items()}
+
+
 def main() -> None:
     """Rebuild everything from the committed files."""
     (HERE.parent / "study.md").write_text(page(), encoding="utf-8")
     (HERE / "figures").mkdir(exist_ok=True)
-    for name, chart in drawn().items():
-        (HERE / "figures" / f"{name}.svg").write_text(vl_convert.vegalite_to_svg(chart), encoding="utf-8")
+    for name, svg in figures().items():
+        (HERE / "figures" / f"{name}.svg").write_text(svg, encoding="utf-8")
 
 
 if __name__ == "__main__":

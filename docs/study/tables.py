@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from itertools import combinations
 
 import numpy as np
-from kept import HERE, Found, Kept, runs
+from kept import HERE, Column, Found, Kept, runs
 from scipy.stats import spearmanr
 
 from fragile_neurons.report import hardening
@@ -51,8 +51,8 @@ def robustness() -> str:
             curves.setdefault(row["epsilon"], []).append(row)
         for epsilon, attacks in curves.items():
             by = {row["attack"]: accuracy(row) for row in attacks}
-            checks = Counter(check["status"] for check in found["checks"])
-            odd = ", ".join(f"{checks[status]} {status}" for status in ("warn", "fail") if checks[status])
+            doubted = [one for one in found["checks"] if one["status"] in ("warn", "fail")]
+            odd = "; ".join(f"{one['name']} ({one['status']})" for one in doubted)
             clean = accuracy(found["clean_accuracy"])
             rows.append(
                 [run.name, clean, epsilon, by["fgsm"], by["pgd"], f"{found['data']['n']:,}", odd or "pass"]
@@ -129,7 +129,6 @@ def carriers() -> str:
             low, high = (100 * bound for bound in best["ci95"])
             rescue, inject, share = run.column("rescue"), run.column("inject"), run.column("share")
             struck = int(np.nanargmax(share))
-            related = spearmanr(share, rescue).statistic
             rows.append(
                 [
                     *(run.name, last, f"{one['fooled']:,}"),
@@ -138,7 +137,7 @@ def carriers() -> str:
                     percent(float(np.nanmedian(rescue))),
                     f"{percent(inject[struck])} [{_interval(run, struck, 'inject')}]",
                     percent(float(np.nanmedian(inject))),
-                    number(float(related)),
+                    *(_tied(run.column(name), rescue) for name in ("share", "excess")),
                 ]
             )
     header = [
@@ -149,7 +148,15 @@ def carriers() -> str:
         "most targeted: rescues",
         "median rescue",
     ]
-    return table([*header, "most targeted: injects", "median inject", "share x rescue, Spearman"], rows)
+    header += ["most targeted: injects", "median inject", "share x rescue: rho", "excess x rescue: rho"]
+    return table(header, rows)
+
+
+def _tied(values: Column, others: Column) -> str:
+    """Spearman's rho of neurons, with the p of another order of them."""
+    known = ~np.isnan(values + others)
+    found = spearmanr(values[known], others[known])
+    return f"{found.statistic:+.2f} (p {found.pvalue:.2g})"
 
 
 def _interval(run: Kept, neuron: int, column: str) -> str:
@@ -186,21 +193,11 @@ def cumulative() -> str:
     )
 
 
-def _by_layer(run: Kept, column: str) -> list[float]:
+def _by_layer(run: Kept, column: str) -> Column:
+    """The mean of each layer's neurons."""
     names = [layer["name"] for layer in run.summary["layers"]]
-    layers, values = [row["layer"] for row in run.neurons], [row[column] for row in run.neurons]
-    return [
-        float(
-            np.mean(
-                [
-                    value
-                    for layer, value in zip(layers, values, strict=True)
-                    if layer == name and value is not None
-                ]
-            )
-        )
-        for name in names
-    ]
+    places, values = np.array([row["layer"] for row in run.neurons]), run.column(column)
+    return np.array([np.nanmean(values[places == name]) for name in names])
 
 
 def _agreement(one: Kept, other: Kept) -> list[str]:
@@ -225,8 +222,7 @@ def seeds() -> str:
     for one, other in combinations(runs("analyze", layer="all", data="cifar10"), 2):
         cells = _agreement(one, other)
         for column in ("clean_drop", "excess"):
-            related = spearmanr(_by_layer(one, column), _by_layer(other, column))
-            cells.append(f"{related.statistic:+.2f} (p {related.pvalue:.2g})")
+            cells.append(_tied(_by_layer(one, column), _by_layer(other, column)))
         rows.append([one.name, other.name, *cells])
     header = ["network", "and", "same clean verdict, channel by channel", "by chance", "p"]
     return table([*header, "layers' mean clean drop, Spearman", "layers' mean excess, Spearman"], rows)

@@ -25,7 +25,7 @@ def harden(
     ] = None,
     layer: Annotated[str, typer.Option(help="first, all (convolutions), or a pattern of names.")] = "all",
     budget: Annotated[str, typer.Option(help="What clean accuracy may fall by.")] = "1pp",
-    steps: Annotated[int, typer.Option(help="Of the gains' fit, of 128 images each.")] = STEPS,
+    steps: Annotated[int, typer.Option(help="Of the gains' fit, of 64 images each.")] = STEPS,
     minutes: Annotated[
         float, typer.Option(help="What a fit may take at most; it has fewer steps if they take longer.")
     ] = MINUTES,
