@@ -96,6 +96,28 @@ def row_of(cache: Cache, model: str, name: str, run: fn.Run) -> Row:
     }
 
 
+def beside_weights(run: fn.Run) -> str:
+    """What learned gains reach of what all weights do in the same time, and what APGD leaves of it."""
+    found = run.summary["hardening"]
+    values = {
+        (row["network"], row["attack"]): 100 * row["value"]
+        for row in found["accuracies"]
+        if row["n"] == TEST_IMAGES and row["made_on"] == row["network"]
+    }
+    clean = [values[name, "clean"] for name in ("hardened", "all weights")]
+    gain, other = (values[name, "pgd"] - values["original", "pgd"] for name in ("hardened", "all weights"))
+    left = next(row for row in found["left_over"] if row["attack"] == "apgd")
+    apgd = next(row["value"] for row in found["differences"] if row["attack"] == "apgd")
+    pgd = (apgd - left["value"]) / left["share"]
+    against = next(row for row in found["against"] if row["network"] == "all weights")
+    weights = f"all weights in the same time {other:+.1f} pp at {clean[1]:.1f} %: {gain / other:.0%} of it"
+    attacked = f"PGD gains {100 * pgd:+.1f} pp, APGD {100 * apgd:+.1f}: {apgd / pgd:.0%} are left"
+    return (
+        f"{gain:+.1f} pp under PGD at {clean[0]:.1f} % clean, {weights} "
+        f"(gains minus weights {difference(against)}). On the images that APGD attacked {attacked}."
+    )
+
+
 def rules_part(cache: Cache, model: str) -> str:
     """Every rule on a network."""
     runs = {name: run_of(model, name, options) for name, options in RULES.items()}
@@ -103,7 +125,8 @@ def rules_part(cache: Cache, model: str) -> str:
     said = [f"The original under AutoAttack: {autoattacked(cache, model, None)} %.", table(rows)]
     for name, run in runs.items():
         if RULES[name].get("alternatives"):
-            said.append(f"{name}, and weights fitted for the same time, by strength, on validation images:")
+            said.append(f"{name}: {beside_weights(run)}")
+            said.append("The same fits by strength, on validation images:")
             said.append(table([dict(zip(TRIED, row, strict=True)) for row in tried_rows(run.summary)]))
     return "\n\n".join(said)
 
