@@ -25,7 +25,8 @@ def kept(path: Path) -> str:
 def main() -> None:
     """Run it where `make study` did: the lists name weights by their place."""
     asked = [spec for command in COMMANDS for spec in specs_in(command, HERE / f"{command}.toml")]
-    shutil.rmtree(HERE / "runs", ignore_errors=True)
+    for old in ("runs", "cards"):
+        shutil.rmtree(HERE / old, ignore_errors=True)
     for folder in sorted(RUNS.iterdir()):
         try:
             run = open_run(folder)
@@ -40,7 +41,7 @@ def main() -> None:
         names = ["spec.toml", "summary.json", *(["neurons.csv"] if run.command == "analyze" else [])]
         for name in names:
             (target / name).write_text(kept(folder / name), encoding="utf-8")
-    (HERE / "cards").mkdir(exist_ok=True)
+    (HERE / "cards").mkdir()
     for card in sorted(TRAINED.glob("*/card.json")):
         (HERE / "cards" / f"{card.parent.name}.json").write_text(kept(card), encoding="utf-8")
 

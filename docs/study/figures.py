@@ -143,9 +143,8 @@ def neurons() -> alt.TopLevelMixin:
     """Fragility against targeting, a dot a neuron of the first convolution, at the largest epsilon."""
     rows = []
     for run in runs("analyze", layer="first"):
-        last = max(row["epsilon"] for row in run.neurons)
         for row in run.neurons:
-            if row["epsilon"] == last and row["excess"] is not None:
+            if row["excess"] is not None:
                 kept = {name: row[name] for name in ("margin_drop", "excess", "channel")}
                 rows.append({"network": run.name, "verdict": row["clean_verdict"], **kept})
     panel = (

@@ -38,15 +38,15 @@ class Kept:
 
     @cached_property
     def neurons(self) -> list[Found]:
-        """A row per neuron and epsilon, numbers where there are any."""
+        """A row per neuron, at the largest epsilon; numbers where there are any."""
         with (self.folder / "neurons.csv").open(newline="", encoding="utf-8") as file:
-            return [{name: _value(text) for name, text in row.items()} for row in csv.DictReader(file)]
+            rows = [{name: _value(text) for name, text in row.items()} for row in csv.DictReader(file)]
+        last = max(row["epsilon"] for row in rows)
+        return [row for row in rows if row["epsilon"] == last]
 
     def column(self, name: str) -> Column:
-        """Of the neurons, at the largest epsilon; NaN where there is nothing."""
-        last = max(row["epsilon"] for row in self.neurons)
-        rows = [row for row in self.neurons if row["epsilon"] == last]
-        return np.array([np.nan if row[name] is None else row[name] for row in rows], dtype=float)
+        """Of the neurons; NaN where there is nothing."""
+        return np.array([np.nan if row[name] is None else row[name] for row in self.neurons], dtype=float)
 
     @property
     def name(self) -> str:
