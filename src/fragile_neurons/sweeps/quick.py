@@ -12,6 +12,8 @@ import torch
 from torch import fx, nn
 from torch.nn import functional
 
+from fragile_neurons.sweeps.fused import FusedConv, fuse
+
 LARGEST = 1 << 23  # values of a matrix that stands for a convolution
 INPLACE_FUNCTIONS = {functional.relu, functional.relu6, functional.silu, functional.hardswish}
 
@@ -20,6 +22,7 @@ def quicken(rest: fx.GraphModule, shapes: Mapping[fx.Node, torch.Size]) -> None:
     """Change a graph over maps channels last, whose values nobody else reads; shapes: of its nodes."""
     _flatten_as_it_lies(rest, shapes)
     _multiply_small_maps(rest, shapes)
+    fuse(rest, shapes)
     _put_in_place(rest, shapes)
 
 
@@ -123,7 +126,7 @@ def _put_in_place(rest: fx.GraphModule, shapes: Mapping[fx.Node, torch.Size]) ->
         if not isinstance(node, fx.Node) or len(node.users) > 1 or shapes.get(node) != shapes.get(reader):
             return False
         if node.op == "call_module":
-            return isinstance(modules[str(node.target)], (nn.Conv2d, SmallMaps, nn.Linear, nn.BatchNorm2d))
+            return isinstance(modules[str(node.target)], PRODUCING)
         return node.op == "placeholder" or node.target in (operator.add, operator.iadd)
 
     for node in rest.graph.nodes:
@@ -143,3 +146,6 @@ def _put_in_place(rest: fx.GraphModule, shapes: Mapping[fx.Node, torch.Size]) ->
             elif is_free(second, node) and isinstance(first, fx.Node):
                 node.target, node.args = operator.iadd, (second, first)
     rest.recompile()
+
+
+PRODUCING = (nn.Conv2d, FusedConv, SmallMaps, nn.Linear, nn.BatchNorm2d)

@@ -1,0 +1,104 @@
+"""A convolution, what is added to it and a rectification as one pass over the maps."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping
+
+import torch
+from torch import fx, nn
+from torch.nn import functional
+
+SUMS = {operator.add, torch.add}
+RECTIFICATIONS = {functional.relu, torch.relu}
+
+
+class FusedConv(nn.Module):
+    """relu(conv(maps) + added), or without one of both; `added` is overwritten.
+
+    On the CPU in float32 oneDNN does it in one pass, by the operations that torch.compile takes.
+    """
+
+    def __init__(self, conv: nn.Conv2d, rectified: bool) -> None:
+        super().__init__()
+        self.conv, self.rectified = conv, rectified
+
+    def forward(self, maps: torch.Tensor, added: torch.Tensor | None = None) -> torch.Tensor:
+        conv = self.conv
+        if not _can_fuse(maps) or not _can_fuse(added):
+            found: torch.Tensor = conv(maps)
+            found = found if added is None else found.add_(added)
+            return found.relu_() if self.rectified else found
+        settings = conv.weight, conv.bias, conv.padding, conv.stride, conv.dilation, conv.groups
+        if added is None:
+            active = "relu" if self.rectified else "none"
+            found = torch.ops.mkldnn._convolution_pointwise(maps, *settings, active, [], "")
+        else:
+            add, active = torch.ops.mkldnn._convolution_pointwise_.binary, "relu" if self.rectified else None
+            found = add(added, maps, *settings, "add", 1.0, active, [], "")
+        return found
+
+
+NEW = (nn.Conv2d, nn.BatchNorm2d, nn.MaxPool2d, nn.ReLU, FusedConv)
+
+
+def _can_fuse(maps: torch.Tensor | None) -> bool:
+    return maps is None or (
+        hasattr(torch.ops.mkldnn, "_convolution_pointwise_")
+        and maps.device.type == "cpu"
+        and maps.dtype == torch.float32
+        and maps.is_contiguous(memory_format=torch.channels_last)
+        and not torch.is_autocast_enabled("cpu")
+    )
+
+
+def fuse(rest: fx.GraphModule, shapes: Mapping[fx.Node, torch.Size]) -> None:
+    """Let each convolution do the sum and the rectification that alone read it; shapes: of the nodes."""
+    modules = dict(rest.named_modules())
+    order = {node: position for position, node in enumerate(rest.graph.nodes)}
+    overwritten: set[object] = set()
+
+    def is_new(node: fx.Node) -> bool:
+        """Whether its value is a tensor of its own: no view of another, and no other is kept in it."""
+        if node.op == "call_module":
+            return isinstance(modules[str(node.target)], NEW)
+        return node.op == "placeholder" or node.target in SUMS | RECTIFICATIONS
+
+    def is_spare(node: object, total: fx.Node) -> bool:
+        """Whether a sum may overwrite it: all others who read it have done so, and kept none of it."""
+        if not isinstance(node, fx.Node) or shapes.get(node) != shapes.get(total) or not is_new(node):
+            return False
+        return all(order[one] < order[total] and is_new(one) for one in node.users if one is not total)
+
+    for node in list(rest.graph.nodes):
+        conv = modules.get(str(node.target)) if node.op == "call_module" else None
+        if not isinstance(conv, nn.Conv2d) or conv.padding_mode != "zeros" or isinstance(conv.padding, str):
+            continue
+        place, inputs = node, list(node.args)
+        total = _only_user(node)
+        if total.target in SUMS and len(total.args) == 2 and not total.kwargs:
+            added = total.args[total.args[0] is node]
+            apart = added is not node and added not in inputs
+            # the convolution moves down to the sum: what it reads must still be there
+            if apart and is_spare(added, total) and not overwritten.intersection(inputs):
+                overwritten.add(added)
+                place, inputs = total, [*inputs, added]
+        active = _only_user(place)
+        rectified = active.target in RECTIFICATIONS or isinstance(modules.get(str(active.target)), nn.ReLU)
+        if place is node and not rectified:
+            continue
+        place.op, place.target, place.args = "call_module", f"fused_{node.name}", tuple(inputs)
+        modules[place.target] = FusedConv(conv, rectified)
+        rest.add_submodule(place.target, modules[place.target])
+        if place is total:
+            rest.graph.erase_node(node)
+        if rectified:
+            active.replace_all_uses_with(place)
+            rest.graph.erase_node(active)
+    rest.delete_all_unused_submodules()
+    rest.recompile()
+
+
+def _only_user(node: fx.Node) -> fx.Node:
+    """The node that alone reads this one, or itself."""
+    return next(iter(node.users)) if len(node.users) == 1 else node

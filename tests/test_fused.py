@@ -1,0 +1,163 @@
+"""Convolutions that add and rectify at once: the same values, and nothing overwritten that is still read."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import fx, nn
+from torch.nn import functional
+
+import fragile_neurons as fn
+from fragile_neurons.models.architectures import resnet20
+from fragile_neurons.neurons import executed_layers
+from fragile_neurons.sweeps.exact import Exact
+from fragile_neurons.sweeps.fused import FusedConv, fuse
+
+SHAPE = (3, 4, 6, 6)
+
+
+class Wired(nn.Module):
+    """Convolutions of one shape, wired by a function of it and its input."""
+
+    def __init__(self, wiring: Callable[[Any, Any], Any]) -> None:
+        super().__init__()
+        self.wiring = wiring
+        self.a, self.b, self.c = (nn.Conv2d(4, 4, 3, padding=1) for _ in range(3))
+        self.relu, self.drop = nn.ReLU(), nn.Dropout()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = self.wiring(self, x)
+        return result
+
+
+def residual(net: Any, x: Any) -> Any:
+    return net.relu(net.b(net.relu(net.a(x))) + x)
+
+
+def last_reader_is_later(net: Any, x: Any) -> Any:
+    y = net.c(x)
+    return net.relu(net.a(y) + x) + net.relu(net.b(x))
+
+
+def read_until_it_is_overwritten(net: Any, x: Any) -> Any:
+    y = net.relu(net.c(x))
+    b, a, z = net.b(x), net.a(y), net.relu(net.a(x))
+    first = functional.relu(b + y)
+    return torch.relu(torch.add(a, z)) * first
+
+
+def both_want_the_other(net: Any, x: Any) -> Any:
+    y, z = net.relu(net.a(x)), net.relu(net.b(x))
+    b, a = net.c(y), net.c(z)
+    return net.relu(a + y) + net.relu(b + z)
+
+
+def added_to_what_it_reads(net: Any, x: Any) -> Any:
+    y = net.relu(net.a(x))
+    return net.relu(net.b(y) + y)
+
+
+def kept_as_a_view(net: Any, x: Any) -> Any:
+    y = net.relu(net.a(x))
+    kept = y[:, :2]
+    z = net.relu(net.b(x) + y)
+    return z.sum(dim=1) + kept.sum(dim=1)
+
+
+def handed_on(net: Any, x: Any) -> Any:
+    y = net.relu(net.a(x))
+    same = net.drop(y)
+    return net.relu(net.b(x) + y) + same
+
+
+def twice_itself(net: Any, x: Any) -> Any:
+    y = net.a(x)
+    return net.relu(y + y)
+
+
+def of_another_shape(net: Any, x: Any) -> Any:
+    return net.relu(net.a(x) + net.b(x).mean(dim=(2, 3), keepdim=True))
+
+
+def numbers(net: Any, x: Any) -> Any:
+    return net.relu(net.a(x) + 0.5) + net.relu(torch.add(net.b(x), x, alpha=2))
+
+
+WIRINGS: dict[Callable[[Any, Any], Any], tuple[int, int]] = {
+    residual: (2, 1),
+    last_reader_is_later: (1, 0),
+    read_until_it_is_overwritten: (3, 1),
+    both_want_the_other: (3, 1),
+    added_to_what_it_reads: (1, 0),
+    kept_as_a_view: (1, 0),
+    handed_on: (1, 0),
+    twice_itself: (0, 0),
+    of_another_shape: (0, 0),
+    numbers: (0, 0),
+}
+"""How many convolutions of each do more than that, and how many of them add."""
+
+
+@pytest.mark.parametrize("wiring", WIRINGS, ids=lambda wiring: wiring.__name__)
+def test_fused_networks_have_the_same_values(wiring: Callable[[Any, Any], Any]) -> None:
+    torch.manual_seed(0)
+    module = Wired(wiring).eval().requires_grad_(False).to(memory_format=torch.channels_last)
+    graph = fx.symbolic_trace(module)
+    images = torch.randn(SHAPE).contiguous(memory_format=torch.channels_last)
+    expected = module(images)
+    interpreter = fx.Interpreter(graph, garbage_collect_values=False)
+    interpreter.run(images)
+    fuse(graph, {node: value.shape for node, value in interpreter.env.items() if hasattr(value, "shape")})
+    torch.testing.assert_close(graph(images.clone(memory_format=torch.preserve_format)), expected)
+    fused = [node for node in graph.graph.nodes if isinstance(called(graph, node), FusedConv)]
+    assert (len(fused), sum(len(node.args) == 2 for node in fused)) == WIRINGS[wiring]
+    assert not any(node.target is operator.iadd for node in graph.graph.nodes)
+
+
+def called(graph: fx.GraphModule, node: fx.Node) -> nn.Module | None:
+    return graph.get_submodule(str(node.target)) if node.op == "call_module" else None
+
+
+@pytest.mark.parametrize("added", [False, True])
+@pytest.mark.parametrize("rectified", [False, True])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"kernel_size": 3, "padding": 1},
+        {"kernel_size": 1, "bias": False},
+        {"kernel_size": 3, "padding": 2, "dilation": 2, "groups": 2},
+        {"kernel_size": 3, "padding": 1, "groups": 4, "bias": False},
+    ],
+)
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_one_pass_is_as_good_as_three(
+    options: dict[str, Any], layout: torch.memory_format, rectified: bool, added: bool, dtype: torch.dtype
+) -> None:
+    torch.manual_seed(0)
+    conv = nn.Conv2d(4, 4, **options, dtype=dtype).requires_grad_(False)
+    maps, other = (torch.randn(SHAPE, dtype=dtype).contiguous(memory_format=layout) for _ in range(2))
+    expected = conv(maps) + other if added else conv(maps)
+    expected = functional.relu(expected) if rectified else expected
+    found = FusedConv(conv, rectified)(maps, other if added else None)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_in_bfloat16_it_rounds_as_the_parts_do() -> None:
+    torch.manual_seed(0)
+    conv = nn.Conv2d(4, 4, 3, padding=1).requires_grad_(False)
+    maps = torch.randn(SHAPE).contiguous(memory_format=torch.channels_last)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(FusedConv(conv, rectified=True)(maps), functional.relu(conv(maps)))
+
+
+def test_the_blocks_of_a_residual_network_are_fused() -> None:
+    classifier, images = fn.Classifier(resnet20()).eval(), torch.rand(4, 3, 32, 32)
+    first = executed_layers(classifier, images)[0]
+    rest = Exact(classifier, images).split(first.site("conv")).rest
+    fused = [node for node in rest.graph.nodes if isinstance(called(rest, node), FusedConv)]
+    assert (len(fused), sum(len(node.args) == 2 for node in fused)) == (15, 7)
