@@ -26,7 +26,7 @@ study: $(INSTALLED)  ## the paper's experiment on thirteen networks: about ten h
 	PATH="$(abspath $(BIN)):$$PATH" docs/study/study.sh
 
 study-tables: $(INSTALLED)  ## docs/study.md from the files under docs/study
-	$(BIN)/python docs/study/tables.py
+	$(BIN)/python docs/study/page.py
 
 screenshot: $(INSTALLED)  ## docs/report.png, the report of what demo runs; needs chromium
 	$(BIN)/fragile-neurons analyze --output runs/demo

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ DOCS = Path(__file__).parents[1] / "docs"
 STUDY = DOCS / "study"
 LABEL = re.compile(r'aria-label="([^"]+)"')
 MACHINES = re.compile(r"/(home|root|work|tmp|Users)/")
-NUMBER = re.compile(r"(?<![\w.])(?:\d[\d,]*\d|\d)(?:\.\d+)?")
+NUMBER = re.compile(r"(?<![\w.,])[+-]?(?:\d[\d,]*\d|\d)(?:\.\d+)?(?:e-\d+)?(?![\w]|\.\d)(?: \[[^\]]+\])?")
 
 
 @pytest.fixture(scope="module")
@@ -40,13 +41,46 @@ def test_the_figures_show_what_the_files_hold(page: ModuleType) -> None:
     assert sorted(shown) == sorted(drawn)
 
 
+def numbers(text: str) -> set[str]:
+    """Whole numbers as they are written, with sign and the interval behind; units are left out."""
+    plain = re.sub(r"\]\([^)]*\)|`[^`]*`", "", " ".join(text.split()))
+    plain = plain.replace(" %", "").replace(" pp", "")
+    return set(NUMBER.findall(plain))
+
+
 def test_every_number_of_the_findings_stands_in_a_table() -> None:
     text = (DOCS / "study.md").read_text(encoding="utf-8")
-    findings = text.partition("## Findings\n")[2].partition("\n## ")[0]
-    rows = "\n".join(line for line in text.splitlines() if line.startswith("|"))
-    said, held = set(NUMBER.findall(findings)), set(NUMBER.findall(rows))
-    assert len(said) > 20
-    assert said <= held, said - held
+    readme = (DOCS.parent / "README.md").read_text(encoding="utf-8")
+    rows = numbers("\n".join(line for line in text.splitlines() if line.startswith("|")))
+    alone = {number.partition(" ")[0] for number in rows}
+    for whole, heading in ((text, "## Findings\n"), (readme, "## What it finds\n")):
+        said = numbers(whole.partition(heading)[2].partition("\n## ")[0])
+        assert said
+        assert not {number for number in said if "[" in number} - rows, heading
+        assert not {number for number in said if "[" not in number} - alone, heading
+
+
+def test_a_number_is_not_found_in_part_of_another() -> None:
+    assert numbers("| -11.7 [-13.5, -10.1] | 2 of 16: 12.5 % [3.5, 36.0] | +0.58 (p 2.8e-08) |") == {
+        *("-11.7 [-13.5, -10.1]", "2", "16", "12.5 [3.5, 36.0]", "+0.58", "2.8e-08"),
+    }
+    assert numbers("by 1.5 pp, resnet20") == {"1.5"}
+
+
+def test_weights_that_are_not_kept_are_told_by_their_checksums() -> None:
+    cards = {path.stem: json.loads(path.read_text()) for path in (STUDY / "cards").glob("*.json")}
+    for path in (STUDY / "runs").glob("*/summary.json"):
+        summary = json.loads(path.read_text())
+        if weights := summary["spec"]["weights"]:
+            card = cards[Path(weights).parent.name]
+            assert card["weights_sha256"] == summary["model"]["weights_sha256"], path
+
+
+def test_make_knows_the_study() -> None:
+    recipes = (DOCS.parent / "Makefile").read_text(encoding="utf-8")
+    for script in re.findall(r"docs/study/\S+", recipes):
+        assert (DOCS.parent / script).is_file()
+    assert "docs/study/page.py" in recipes
 
 
 def test_no_path_of_a_machine_is_kept() -> None:

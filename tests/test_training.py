@@ -496,6 +496,7 @@ def test_a_training_that_ended_is_left_alone_and_one_that_lost_its_card_is_judge
     other = train_model("tiny", "toy", output=tmp_path / "run", schedule=Schedule(epochs=1), command="")
     (tmp_path / "run" / "checkpoint.pt").unlink()
     next(other)  # another training there, killed: the first one's card is not taken for its
+    other.close()  # type: ignore[attr-defined]
     assert not (tmp_path / "run" / "card.json").exists()
     (tmp_path / "run" / "checkpoint.pt").unlink(missing_ok=True)
     train(tmp_path / "run")
@@ -547,6 +548,17 @@ def test_a_training_killed_and_resumed_leaves_the_same_files(
     assert train(tmp_path / "killed", adversarial=adversarial) == []
     other = train(tmp_path / "other", adversarial=adversarial, seed=1)
     assert other[-1].loss != steps[-1].loss
+
+
+def test_two_trainings_are_not_let_into_one_folder(toy: dict[str, ImageData], tmp_path: Path) -> None:
+    schedule = Schedule(epochs=3)
+    running = train_model("tiny", "toy", output=tmp_path / "run", schedule=schedule, command="the command")
+    next(running)
+    with pytest.raises(InputError, match="another process is at work"):
+        train(tmp_path / "run")
+    whole = [*running]
+    assert whole[-1].epoch == 3
+    assert train(tmp_path / "run") == []
 
 
 def test_what_cannot_be_trained_is_refused_before_anything_is_written(

@@ -13,7 +13,9 @@ from fragile_neurons.analysis.verdicts import VERDICTS
 from fragile_neurons.norms import parse_epsilon
 from fragile_neurons.report import hardening
 from fragile_neurons.report.drawing import BLUE, GREEN, GREY, ORANGE, VERMILION, verdict_colour
+from fragile_neurons.split_half import MIN_RELIABILITY
 
+PALE = "#cccccc"
 COLUMNS, WIDE, HIGH = 4, 170, 120  # of small multiples
 CONFIG = {
     "background": "white",
@@ -43,7 +45,7 @@ def _attack(*names: str) -> alt.Color:
     return alt.Color("attack:N", scale=alt.Scale(domain=list(names), range=[BLUE, VERMILION, GREEN]))
 
 
-ATTACKS = {"fgsm": "FGSM", "pgd": "PGD-20 x 5"}
+ATTACKS = {"fgsm": "FGSM", "pgd": "PGD-20 x 5", "pgd-strong": "PGD-100 x 4, decaying"}
 
 
 def robustness() -> alt.TopLevelMixin:
@@ -101,16 +103,18 @@ PAIRS = {
     ("margin_drop", "excess"): "margin drop with excess: beyond another image's attack",
 }
 SHOWN, NOT_SHOWN = "shown for neurons in general (p at most 0.05)", "not shown"
+UNRELIABLE, GIVEN = "cannot be answered (reliability below 0.3)", "given weight norm and energy"
 
 
 def correlations() -> alt.TopLevelMixin:
-    """The two headlines, with intervals for new images; filled where p (Holm) is at most 0.05."""
+    """The two headlines, with intervals for new images; coloured by whether p (Holm) is at most 0.05."""
     rows, names = [], []
     for run in runs("analyze", layer="first"):
         for pair in run.summary["correlation"]:
             if not pair["headline"] or pair["spearman"] is None:
                 continue
-            low, high = (pair["spearman"] if end is None else end for end in pair["ci95"])
+            low, high = pair["ci95"]
+            reliable = min(pair["reliability_x"], pair["reliability_y"]) >= MIN_RELIABILITY
             names.append(f"{run.name}, {pair['epsilon']}")
             rows.append(
                 {
@@ -120,12 +124,19 @@ def correlations() -> alt.TopLevelMixin:
                     "partial": pair["partial_spearman"],
                     "low": low,
                     "high": high,
-                    "neurons": SHOWN if pair["adjusted_p"] <= 0.05 else NOT_SHOWN,
+                    "answer": (SHOWN if pair["adjusted_p"] <= 0.05 else NOT_SHOWN)
+                    if reliable
+                    else UNRELIABLE,
                 }
             )
     base = alt.Chart().encode(
         y=alt.Y("network:N", sort=list(dict.fromkeys(names)), title=None),
-        color=alt.Color("neurons:N", scale=alt.Scale(domain=[SHOWN, NOT_SHOWN], range=[VERMILION, GREY])),
+        color=alt.Color(
+            "answer:N",
+            scale=alt.Scale(
+                domain=[SHOWN, NOT_SHOWN, UNRELIABLE, GIVEN], range=[VERMILION, GREY, PALE, BLUE]
+            ),
+        ),
     )
     scale = alt.Scale(domain=[-1, 1])
     low = alt.X("low:Q", title="Spearman's rho", scale=scale)
@@ -133,7 +144,7 @@ def correlations() -> alt.TopLevelMixin:
         alt.Chart().mark_rule(strokeDash=[2, 3], color=GREY).encode(x=alt.datum(0)),
         base.mark_rule(strokeWidth=2).encode(x=low, x2="high:Q"),
         base.mark_point(filled=True, size=60, opacity=1).encode(x="rho:Q"),
-        base.mark_tick(thickness=2, size=12).encode(x="partial:Q", color=alt.value(BLUE)),
+        base.mark_tick(thickness=2, size=12).encode(x="partial:Q", color=alt.datum(GIVEN)),
         data=alt.InlineData(values=rows),
     ).properties(width=280, height=17 * len(set(names)))
     return panel.facet(alt.Facet("question:N"), columns=2)
@@ -152,14 +163,12 @@ def neurons() -> alt.TopLevelMixin:
         .mark_point(filled=True, size=30, opacity=0.8)
         .encode(
             x=alt.X("margin_drop:Q", title="clean margin drop", axis=alt.Axis(tickCount=4)),
-            y=alt.Y("excess:Q", axis=alt.Axis(tickCount=4)),
+            y=alt.Y("excess:Q", axis=alt.Axis(format="+%", tickCount=5)),
             color=verdict_colour("verdict"),
         )
         .properties(width=WIDE, height=HIGH)
     )
-    return _panels(panel, _named(runs("analyze", layer="first"))).resolve_scale(
-        x="independent", y="independent"
-    )
+    return _panels(panel, _named(runs("analyze", layer="first"))).resolve_scale(x="independent")
 
 
 ORDERS = {"fragility": "in order of fragility", "targeting": "in order of targeting", "random": "at random"}
@@ -224,6 +233,9 @@ def layers() -> alt.TopLevelMixin:
     )
 
 
+KINDS = {"original": BLUE, "hardened": ORANGE, hardening.SHUFFLED: "#00000055", "inverted": GREEN}
+
+
 def hardened() -> alt.TopLevelMixin:
     """Hardened minus original, and the hardened network among its own gains on other neurons."""
     gained, controls, names = [], [], []
@@ -233,21 +245,24 @@ def hardened() -> alt.TopLevelMixin:
         for row in found["differences"]:
             attack = {"clean": "clean", "pgd": "PGD-20 x 5", "apgd": "APGD-CE + T"}.get(row["attack"])
             if attack and row["epsilon"] in ("0", found["epsilon"]):
-                gained.append({"network": names[-1], "attack": attack, **_bounds(row)})
+                points = {name: 100 * value for name, value in _bounds(row).items()}
+                gained.append({"network": names[-1], "attack": attack, **points})
         for row in found["accuracies"]:
             kind = row["network"].partition(" ")[0]
-            if row["attack"] == "pgd-10" and kind in ("hardened", hardening.SHUFFLED):
+            if row["attack"] == "pgd-10" and kind in KINDS:
                 controls.append({"network": names[-1], "kind": kind, **_bounds(row)})
     y = alt.Y("network:N", sort=names, title=None)
     zero = alt.Chart().mark_rule(strokeDash=[2, 3], color=GREY).encode(x=alt.datum(0))
     base = _base(gained).encode(y=y, yOffset="attack:N", color=_attack("clean", "PGD-20 x 5", "APGD-CE + T"))
-    percent = alt.Axis(format="+%")
+    signed = alt.Axis(format="+.0f")
     differences = alt.layer(
         zero,
-        base.mark_rule().encode(x=alt.X("low:Q", title="hardened minus original", axis=percent), x2="high:Q"),
+        base.mark_rule().encode(
+            x=alt.X("low:Q", title="hardened minus original, pp", axis=signed), x2="high:Q"
+        ),
         base.mark_point(filled=True, size=35, opacity=1).encode(x="value:Q"),
     )
-    kinds = alt.Scale(domain=["hardened", hardening.SHUFFLED], range=[ORANGE, "#00000055"])
+    kinds = alt.Scale(domain=list(KINDS), range=list(KINDS.values()))
     beside = (
         _base(controls)
         .mark_tick(thickness=2, size=16)

@@ -63,7 +63,8 @@ class Kept:
         """Where its rows stand in a table."""
         spec = self.spec
         which = (spec.get("rule", ""), spec.get("layer", ""))
-        return spec["data"] != "mnist", NETWORKS.index(spec["model"]), self.name, *which
+        network = [*NETWORKS, spec["model"]].index(spec["model"])
+        return spec["data"] != "mnist", network, self.name, *which
 
 
 def _value(text: str | None) -> Any:

@@ -9,13 +9,29 @@ from itertools import combinations
 
 import numpy as np
 from kept import HERE, Column, Found, Kept, runs
-from scipy.stats import spearmanr
+from scipy.stats import permutation_test, rankdata
 
 from fragile_neurons.report import hardening
 from fragile_neurons.report.sentences import accuracy, condition, number, percent
+from fragile_neurons.split_half import MIN_RELIABILITY
 from fragile_neurons.stats import wilson
 
-PERMUTATIONS = 999
+PERMUTATIONS = 9_999
+NORMAL = 1.959964  # 97.5 % quantile
+FEWEST, MOST = 4, 0.999999  # neurons, and the largest correlation, that an interval can be had of
+HEADLINES = (("clean_drop", "share"), ("margin_drop", "excess"))
+CONTROLS = ("share", "swap_share", "noise_share", "noise_excess", "excess", "weight_norm")
+WORDS = {
+    "clean_drop": "clean drop",
+    "margin_drop": "margin drop",
+    "rescue": "rescue",
+    "share": "share",
+    "swap_share": "share under another image's attack",
+    "noise_share": "share under noise",
+    "noise_excess": "excess over noise",
+    "excess": "excess over another image's attack",
+    "weight_norm": "weight norm",
+}
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -46,18 +62,23 @@ def robustness() -> str:
     rows = []
     for run in runs("evaluate"):
         found = run.summary
-        curves: dict[str, list[Found]] = {}
+        curves: dict[str, dict[str, str]] = {}
         for row in found["robust_accuracy"]:
-            curves.setdefault(row["epsilon"], []).append(row)
-        for epsilon, attacks in curves.items():
-            by = {row["attack"]: accuracy(row) for row in attacks}
-            doubted = [one for one in found["checks"] if one["status"] in ("warn", "fail")]
-            odd = "; ".join(f"{one['name']} ({one['status']})" for one in doubted)
-            clean = accuracy(found["clean_accuracy"])
-            rows.append(
-                [run.name, clean, epsilon, by["fgsm"], by["pgd"], f"{found['data']['n']:,}", odd or "pass"]
-            )
-    return table(["network", "clean", "epsilon", "FGSM", "PGD-20 x 5", "n", "checks"], rows)
+            curves.setdefault(row["epsilon"], {})[row["attack"]] = accuracy(row)
+        clean, n = accuracy(found["clean_accuracy"]), f"{found['data']['n']:,}"
+        for epsilon, by in curves.items():
+            rows.append([run.name, clean, epsilon, by["fgsm"], by["pgd"], by["pgd-strong"], n])
+    return table(["network", "clean", "epsilon", "FGSM", "PGD-20 x 5", "PGD-100 x 4, decaying", "n"], rows)
+
+
+def checks() -> str:
+    """What warns or fails of a run's checks, with what was measured."""
+    return table(["network", "warns or fails"], [[run.name, _doubts(run)] for run in runs("evaluate")])
+
+
+def _doubts(run: Kept) -> str:
+    found = [one for one in run.summary["checks"] if one["status"] in ("warn", "fail")]
+    return "; ".join(f"{one['name']}: {one['status']} ({one['value']:.3g})" for one in found) or "nothing"
 
 
 def verdicts() -> str:
@@ -73,35 +94,56 @@ def verdicts() -> str:
     return table([*header, "of these small", "fragile"], rows)
 
 
-def _relation(pair: Found | None, *, partial: bool = False) -> list[str]:
-    if pair is None or pair["spearman"] is None:
-        return ["–"] * (3 if partial else 2)
+def _relation(pair: Found) -> list[str]:
+    """Spearman's rho with its interval, its p, and both given weight norm and activation energy."""
+    if pair["spearman"] is None:
+        return ["–", "–", "–"]
     low, high = pair["ci95"]
     interval = "" if low is None else f" [{low:+.2f}, {high:+.2f}]"
-    cells = [f"{number(pair['spearman'])}{interval}", f"{pair['adjusted_p']:.2g}"]
-    if partial:
-        given = pair["partial_spearman"]
-        cells.append("–" if given is None else f"{given:+.2f} (p {pair['partial_p']:.2g})")
-    return cells
+    given = pair["partial_spearman"]
+    partial = "–" if given is None else f"{given:+.2f} (p {pair['partial_p']:.2g})"
+    return [f"{number(pair['spearman'])}{interval}", f"{pair['adjusted_p']:.2g}", partial]
 
 
-def _pairs(run: Kept) -> dict[tuple[str, str, str, str], Found]:
-    return {
-        (pair["layer"], pair["epsilon"], pair["x"], pair["y"]): pair for pair in run.summary["correlation"]
-    }
+def _reliable(value: float | None) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.2f}" if value >= MIN_RELIABILITY else f"{value:.2f} (too low)"
 
 
 def correlations() -> str:
     rows = []
+    for x, y in HEADLINES:
+        for run in runs("analyze", layer="first"):
+            for pair in run.summary["correlation"]:
+                if (pair["x"], pair["y"]) == (x, y):
+                    reliability = [_reliable(pair["reliability_x"]), _reliable(pair["reliability_y"])]
+                    cells = [run.name, pair["epsilon"], str(pair["n"]), *_relation(pair), *reliability]
+                    rows.append([f"{WORDS[x]} x {WORDS[y]}", *cells])
+    header = ["question", "network", "epsilon", "neurons", "rho", "p (Holm)", "given norm and energy"]
+    return table([*header, "reliability of fragility", "of targeting"], rows)
+
+
+def explored() -> str:
+    """Both measures of fragility with targeting raw, beyond noise, beyond another image's attack."""
+    rows = []
     for run in runs("analyze", layer="first"):
-        pairs = _pairs(run)
-        for layer, epsilon in dict.fromkeys(key[:2] for key in pairs):
-            raw = pairs.get((layer, epsilon, "clean_drop", "share"))
-            controlled = pairs.get((layer, epsilon, "margin_drop", "excess"))
-            n = str((raw or controlled or {}).get("n", ""))
-            rows.append([run.name, epsilon, n, *_relation(raw), *_relation(controlled, partial=True)])
-    header = ["network", "epsilon", "neurons", "clean drop x share", "p (Holm)", "margin drop x excess"]
-    return table([*header, "p (Holm)", "partial"], rows)
+        pairs = {
+            (pair["x"], pair["y"]): pair
+            for pair in run.summary["correlation"]
+            if pair["epsilon"] == run.spec["epsilons"][-1]
+        }
+        for y in ("share", "noise_excess", "excess"):
+            values = run.column(y)
+            known = values[~np.isnan(values)]
+            extremes = f"{100 * known.min():+.2f} to {100 * known.max():+.2f} %" if len(known) else "–"
+            both = [pairs["clean_drop", y], pairs["margin_drop", y]]
+            cells = [WORDS[y], extremes, _reliable(both[0]["reliability_y"])]
+            rows.append([run.name, *cells, *_relation(both[0]), *_relation(both[1])])
+    header = ["network", "targeting", "lowest to highest neuron", "reliability"]
+    for x in ("clean drop", "margin drop"):
+        header += [f"{x}: rho", "p", "given norm and energy"]
+    return table(header, rows)
 
 
 def precisions() -> str:
@@ -123,44 +165,56 @@ def carriers() -> str:
     for run in runs("analyze", layer="first"):
         last = run.spec["epsilons"][-1]
         for one in run.summary["patching"]:
-            if one["epsilon"] != last or one["most_rescuing"] is None:
+            if one["epsilon"] != last or one["most_rescuing"] is None or np.isnan(run.column("share")).all():
                 continue
             best = one["most_rescuing"]
             low, high = (100 * bound for bound in best["ci95"])
-            rescue, inject, share = run.column("rescue"), run.column("inject"), run.column("share")
-            struck = int(np.nanargmax(share))
-            rows.append(
-                [
-                    *(run.name, last, f"{one['fooled']:,}"),
-                    f"{best['channel']}: {percent(best['rescue'])} [{low:.1f}, {high:.1f}]",
-                    f"{struck}: {percent(rescue[struck])} [{_interval(run, struck, 'rescue')}]",
-                    percent(float(np.nanmedian(rescue))),
-                    f"{percent(inject[struck])} [{_interval(run, struck, 'inject')}]",
-                    percent(float(np.nanmedian(inject))),
-                    *(_tied(run.column(name), rescue) for name in ("share", "excess")),
-                ]
-            )
-    header = [
-        "network",
-        "epsilon",
-        "fooled",
-        "most rescuing neuron",
-        "most targeted: rescues",
-        "median rescue",
-    ]
-    header += ["most targeted: injects", "median inject", "share x rescue: rho", "excess x rescue: rho"]
-    return table(header, rows)
+            struck = int(np.nanargmax(run.column("share")))
+            cells = [f"{best['channel']}: {percent(best['rescue'])} [{low:.1f}, {high:.1f}]"]
+            for column in ("rescue", "inject"):
+                values = run.column(column)
+                ends = (100 * run.column(f"{column}_{end}")[struck] for end in ("low", "high"))
+                interval = ", ".join(f"{end:.1f}" for end in ends)
+                cells += [f"{percent(values[struck])} [{interval}]", percent(float(np.nanmedian(values)))]
+            rows.append([run.name, last, f"{one['fooled']:,}", f"{struck}", *cells])
+    header = ["network", "epsilon", "fooled", "most targeted neuron", "most rescuing neuron"]
+    return table([*header, "most targeted rescues", "median", "most targeted injects", "median"], rows)
+
+
+def beside() -> str:
+    """What else goes with the clean drop and with rescue: the controls, neuron by neuron."""
+    rows = []
+    for column in ("clean_drop", "rescue"):
+        for run in runs("analyze", layer="first"):
+            cells = [_tied(run.column(name), run.column(column)) for name in CONTROLS]
+            rows.append([WORDS[column], run.name, run.spec["epsilons"][-1], *cells])
+    return table(["of", "network", "epsilon", *(WORDS[name] for name in CONTROLS)], rows)
 
 
 def _tied(values: Column, others: Column) -> str:
-    """Spearman's rho of neurons, with the p of another order of them."""
+    """Spearman's rho over neurons: interval for other neurons, p for neurons in another order.
+
+    Source of the interval: Bonett and Wright 2000.
+    """
     known = ~np.isnan(values + others)
-    found = spearmanr(values[known], others[known])
-    return f"{found.statistic:+.2f} (p {found.pvalue:.2g})"
-
-
-def _interval(run: Kept, neuron: int, column: str) -> str:
-    return ", ".join(f"{100 * run.column(f'{column}_{end}')[neuron]:.1f}" for end in ("low", "high"))
+    values, others = values[known], others[known]
+    if len(values) < FEWEST or not np.ptp(values) or not np.ptp(others):
+        return "–"
+    one, other = (ranks - ranks.mean() for ranks in (rankdata(values), rankdata(others)))
+    other /= np.linalg.norm(one) * np.linalg.norm(other)
+    found = permutation_test(
+        (one,),
+        lambda moved, axis: (moved * other).sum(axis=axis),
+        vectorized=True,
+        permutation_type="pairings",
+        n_resamples=PERMUTATIONS,
+        rng=np.random.default_rng(0),
+    )
+    rho = float(found.statistic)
+    reach = NORMAL * np.sqrt((1 + rho**2 / 2) / (len(values) - 3))
+    middle = np.arctanh(np.clip(rho, -MOST, MOST))
+    low, high = np.tanh(middle - reach), np.tanh(middle + reach)
+    return f"{rho:+.2f} [{low:+.2f}, {high:+.2f}] (p {found.pvalue:.2g})"
 
 
 def cumulative() -> str:
@@ -174,7 +228,7 @@ def cumulative() -> str:
             for row in curve:
                 if row["step"] in most:
                     chance = row["random"]
-                    spread = f"{percent(chance['lowest'])} to {percent(chance['highest'])}"
+                    spread = f"{100 * chance['lowest']:.1f} to {100 * chance['highest']:.1f}"
                     cells = [
                         accuracy(row["fragility"]),
                         accuracy(row["targeting"]) if "targeting" in row else "–",
@@ -212,7 +266,7 @@ def _agreement(one: Kept, other: Kept) -> list[str]:
             moved[rows] = moved[generator.permutation(rows)]
         chance.append(np.sum(verdicts[0] == moved))
     same = int(np.sum(verdicts[0] == verdicts[1]))
-    p = (1 + sum(one >= same for one in chance)) / (1 + PERMUTATIONS)
+    p = (1 + sum(by_chance >= same for by_chance in chance)) / (1 + PERMUTATIONS)
     return [share(same, len(places)), percent(float(np.mean(chance)) / len(places)), f"{p:.2g}"]
 
 
@@ -221,11 +275,12 @@ def seeds() -> str:
     rows = []
     for one, other in combinations(runs("analyze", layer="all", data="cifar10"), 2):
         cells = _agreement(one, other)
-        for column in ("clean_drop", "excess"):
+        for column in ("clean_drop", "margin_drop", "relative"):
             cells.append(_tied(_by_layer(one, column), _by_layer(other, column)))
         rows.append([one.name, other.name, *cells])
     header = ["network", "and", "same clean verdict, channel by channel", "by chance", "p"]
-    return table([*header, "layers' mean clean drop, Spearman", "layers' mean excess, Spearman"], rows)
+    means = ["clean drop", "margin drop", "disturbance relative to the map"]
+    return table([*header, *(f"layers' mean {one}: rho" for one in means)], rows)
 
 
 def layers() -> str:
@@ -250,8 +305,8 @@ def layers() -> str:
                 less = sum(pair["adjusted_p"] <= 0.05 and pair["spearman"] < 0 for pair in of)
                 spread = f"{np.median(rhos):+.2f} ({min(rhos):+.2f} to {max(rhos):+.2f})" if rhos else "–"
                 cells.append(f"{spread}; {shown} above, {less} below 0, of {len(of)}")
-            rows.append([run.name, place, *cells])
-    header = ["network", "layers", "fragile, clean", "clean drop x share: median rho (range); shown"]
+            rows.append([run.name, f"{run.summary['data']['n']:,}", place, *cells])
+    header = ["network", "images", "layers", "fragile, clean", "clean drop x share: median rho (range); shown"]
     return table([*header, "margin drop x excess"], rows)
 
 
@@ -259,38 +314,44 @@ def hardened() -> str:
     rows = []
     for run in runs("harden"):
         found = run.summary["hardening"]
-        by = {row["attack"]: row for row in found["differences"] if row["epsilon"] in ("0", found["epsilon"])}
-        controls = {
-            row["network"]: 100 * row["value"] for row in found["accuracies"] if row["attack"] == "pgd-10"
-        }
-        shuffled = [value for name, value in controls.items() if name.startswith(hardening.SHUFFLED)]
+        at = [row for row in found["differences"] if row["epsilon"] in ("0", found["epsilon"])]
+        by = {row["attack"]: hardening.difference(row) for row in at}
+        own = [row for row in found["accuracies"] if row["network"] == row["made_on"] == "original"]
+        before = {row["attack"]: row for row in own}
         against = {row["network"]: hardening.difference(row) for row in found["against"]}
-        rows.append(
-            [
-                *(
-                    run.name,
-                    found["epsilon"],
-                    f"{found['rule']}, {run.spec['layer']}",
-                    f"{found['numbers']:,}",
-                ),
-                found["verdict"] + (" (identity)" if found["is_identity"] else ""),
-                *(
-                    hardening.difference(by[name]) if name in by else "–"
-                    for name in ("clean", "fgsm", "pgd", "apgd")
-                ),
-                f"{controls['hardened']:.1f}" if "hardened" in controls else "–",
-                f"{min(shuffled):.1f} to {max(shuffled):.1f}" if shuffled else "–",
-                f"{controls['inverted']:.1f}" if "inverted" in controls else "–",
-                f"{controls['uniform']:.1f}" if "uniform" in controls else "–",
-                against.get("all weights", "–"),
-            ]
-        )
-    header = ["network", "epsilon", "rule, layers", "numbers", "verdict", "clean, pp", "FGSM, pp", "PGD, pp"]
-    controls = ["APGD, pp", "PGD-10, %", "shuffled", "inverted", "uniform", "PGD beside all weights, pp"]
-    return table([*header, *controls], rows)
+        cells = [*_hardening(run), f"{found['numbers']:,}"]
+        cells += [found["verdict"] + (" (identity)" if found["is_identity"] else "")]
+        cells += [accuracy(before[name]) for name in ("clean", "pgd")]
+        cells += [by.get(name, "–") for name in ("clean", "fgsm", "pgd", "apgd")]
+        cells += [against.get(name, "–") for name in ("all weights", "batch norms")]
+        rows.append([*cells, _doubts(run)])
+    header = ["network", "epsilon", "rule, layers", "numbers", "verdict", "original: clean", "PGD"]
+    header += ["hardened - original: clean, pp", "FGSM, pp", "PGD, pp", "APGD, pp"]
+    return table([*header, "PGD - all weights, pp", "PGD - batch norms, pp", "checks"], rows)
+
+
+def _hardening(run: Kept) -> list[str]:
+    return [run.name, run.summary["hardening"]["epsilon"], f"{run.spec['rule']}, {run.spec['layer']}"]
+
+
+def hardening_controls() -> str:
+    """The same gains on other neurons, the other way round and all alike, under PGD-10."""
+    rows = []
+    for run in runs("harden"):
+        found = run.summary["hardening"]["accuracies"]
+        by = {row["network"]: row for row in found if row["attack"] == "pgd-10"}
+        shuffled = [row["value"] for name, row in by.items() if name.startswith(hardening.SHUFFLED)]
+        if "hardened" in by:
+            cells = [accuracy(by["original"]), accuracy(by["hardened"])]
+            better = sum(value >= by["hardened"]["value"] for value in shuffled)
+            cells += [f"{percent(min(shuffled))} to {percent(max(shuffled))}", f"{better} of {len(shuffled)}"]
+            cells += [percent(by[name]["value"]) for name in ("inverted", "uniform")]
+            rows.append([*_hardening(run), *cells])
+    header = ["network", "epsilon", "rule, layers", "original", "hardened", "twenty shuffles"]
+    return table([*header, "shuffles as good", "inverted", "uniform"], rows)
 
 
 TABLES: Sequence[Callable[[], str]] = (
-    *(networks, robustness, verdicts, correlations, precisions, carriers, cumulative),
-    *(seeds, layers, hardened),
+    *(networks, robustness, checks, verdicts, correlations, explored, precisions, carriers, beside),
+    *(cumulative, seeds, layers, hardened, hardening_controls),
 )

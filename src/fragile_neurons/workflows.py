@@ -13,6 +13,7 @@ from fragile_neurons.attacks.catalogue import missing_extra
 from fragile_neurons.classifier import Classifier
 from fragile_neurons.data.images import ImageData
 from fragile_neurons.evidence import conditions
+from fragile_neurons.locks import alone
 from fragile_neurons.norms import format_epsilon, parse_epsilon, parse_epsilons
 from fragile_neurons.report.page import write_page
 from fragile_neurons.report.tables import write_markdown
@@ -28,7 +29,6 @@ from fragile_neurons.runs.export import (
     write_file,
 )
 from fragile_neurons.runs.folder import (
-    alone,
     open_ledger,
     readable_disk_errors,
     refuse_elsewhere,

@@ -66,7 +66,7 @@ def test_a_disk_that_takes_no_more_is_one_message_and_finished_units_are_kept(
 HOLDING = """
 import sys, time
 from pathlib import Path
-from fragile_neurons.runs.folder import alone
+from fragile_neurons.locks import alone
 with alone(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(600)

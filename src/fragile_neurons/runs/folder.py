@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,11 +14,6 @@ from fragile_neurons.runs.export import FILES
 from fragile_neurons.runs.ledger import FILE, PARTIAL, Ledger, disk_error
 from fragile_neurons.runs.plan import CHECKPOINT, Unit
 from fragile_neurons.runs.spec import Spec
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
 
 REPORTS = ("summary.md", "report.html")
 
@@ -73,36 +67,6 @@ def refuse_elsewhere(ledger: Ledger, here: Mapping[str, str]) -> None:
             allowed="the same versions and the same kind of processor until a run is finished",
             fix="go on where it was begun, or start anew: --force, or another --output",
         )
-
-
-@contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Hold a run folder, made if it is not there, against others; the system lets go of it with the process,
-    whatever ends that, so no lock is ever stale. Raises InputError where another process holds it.
-    """
-    if not folder.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-    if fcntl is None or not folder.is_dir():
-        yield
-        return
-    place = os.open(folder, os.O_RDONLY)
-    try:
-        _take(place, folder)
-        yield
-    finally:
-        os.close(place)
-
-
-def _take(place: int, folder: Path) -> None:
-    try:
-        fcntl.flock(place, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise InputError(
-            "another process is at work in the run folder",
-            given=folder,
-            allowed="one process at a time",
-            fix=f"wait for it, or stop it; how far it is: fragile-neurons status {folder}",
-        ) from None
 
 
 @contextmanager

@@ -34,8 +34,8 @@ class FusedConv(nn.Module):
             active = "relu" if self.rectified else "none"
             found = torch.ops.mkldnn._convolution_pointwise(maps, *settings, active, [], "")
         else:
-            add, active = torch.ops.mkldnn._convolution_pointwise_.binary, "relu" if self.rectified else None
-            found = add(added, maps, *settings, "add", 1.0, active, [], "")
+            add, after = torch.ops.mkldnn._convolution_pointwise_.binary, "relu" if self.rectified else None
+            found = add(added, maps, *settings, "add", 1.0, after, [], "")
         return found
 
 

@@ -18,6 +18,7 @@ from fragile_neurons.analysis.robustness import Accuracy, robust_accuracy
 from fragile_neurons.classifier import Classifier
 from fragile_neurons.data.catalogue import find_dataset, load_data
 from fragile_neurons.data.images import ImageData
+from fragile_neurons.locks import alone
 from fragile_neurons.models.loading import build
 from fragile_neurons.models.weights import save_weights
 from fragile_neurons.norms import format_epsilon
@@ -41,6 +42,7 @@ def train_model(
     """Train on the train split into `output`: weights.safetensors and card.json; yields after each step.
 
     An interrupted training continues from its checkpoint, to the same weights; a finished one is left alone.
+    Raises InputError where another process trains into the folder.
     """
     known = find_dataset(dataset)
     data, test = (load_data(dataset, split=split, seed=schedule.seed) for split in ("train", "test"))
@@ -48,24 +50,24 @@ def train_model(
     classifier = Classifier(build(model, data), mean=known.mean, std=known.std, name=model)
     classifier.to(device)
     classifier.module.to(memory_format=torch.channels_last)
-    output.mkdir(parents=True, exist_ok=True)
     loss = standard_loss(classifier) if adversarial is None else adversarial_loss(classifier, adversarial)
     if known.mirrors:
         loss = augmented(loss)
     purpose = {"model": model, "adversarial": "no" if adversarial is None else format_epsilon(adversarial)}
     classifier.module.train()
-    steps = fit(classifier.module, loss, data, schedule, checkpoint=output / CHECKPOINT, purpose=purpose)
-    first = next(steps, None)
-    if first is None and is_trained(output):
-        return
-    (output / CARD).unlink(missing_ok=True)  # of another training
-    yield from () if first is None else chain([first], steps)
-    save_weights(classifier, output / WEIGHTS)
-    card = make_card(classifier, data, test, adversarial=adversarial, command=command)
-    card["schedule"] = asdict(schedule)
-    partial = (output / CARD).with_suffix(".partial")
-    partial.write_text(json.dumps(card, indent=2) + "\n")
-    partial.replace(output / CARD)
+    with alone(output):
+        steps = fit(classifier.module, loss, data, schedule, checkpoint=output / CHECKPOINT, purpose=purpose)
+        first = next(steps, None)
+        if first is None and is_trained(output):
+            return
+        (output / CARD).unlink(missing_ok=True)  # of another training
+        yield from () if first is None else chain([first], steps)
+        save_weights(classifier, output / WEIGHTS)
+        card = make_card(classifier, data, test, adversarial=adversarial, command=command)
+        card["schedule"] = asdict(schedule)
+        partial = (output / CARD).with_suffix(".partial")
+        partial.write_text(json.dumps(card, indent=2) + "\n")
+        partial.replace(output / CARD)
 
 
 def is_trained(folder: Path) -> bool:
