@@ -21,6 +21,7 @@ from concurrent.futures import ProcessPoolExecutor
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import altair as alt
 import numpy as np
@@ -28,7 +29,7 @@ import torch
 import torchvision
 from bench import Cache, Row, machine, spread, table
 from captum.attr import LayerFeatureAblation
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
 import fragile_neurons as fn
 from fragile_neurons.analysis.dropout import observe_drops
@@ -65,6 +66,7 @@ SUBJECTS = {
 """The networks, and how many times faster than the loop the exact way is meant to be."""
 
 Work = Callable[[], torch.Tensor]
+Shape = Sequence[int]
 
 
 def load(name: str, images: int = IMAGES) -> tuple[fn.Classifier, torch.Tensor, torch.Tensor]:
@@ -175,9 +177,21 @@ def matmul_peak() -> float:
     return float(2 * 1536**3 / best / 1e9)
 
 
+def fused_flops(maps: Shape, weight: Shape, *_: object, out_shape: Shape, **__: object) -> int:
+    """Of a convolution that rectifies at once."""
+    return conv_flop_count(maps, weight, out_shape)
+
+
+def adding_flops(_added: Shape, *others: Any, **named: Any) -> int:
+    """Of one that adds at once: what it is added to comes first."""
+    return fused_flops(*others, **named)
+
+
 def flops(work: Work) -> float:
     """GFLOP of multiplications and additions in convolutions and matrix products."""
-    with FlopCounterMode(display=False) as counter:
+    ours = torch.ops.mkldnn
+    formulas = {ours._convolution_pointwise: fused_flops, ours._convolution_pointwise_: adding_flops}
+    with FlopCounterMode(display=False, custom_mapping=formulas) as counter:
         work()
     return float(counter.get_total_flops() / 1e9)
 
