@@ -306,8 +306,8 @@ def layers() -> str:
                 spread = f"{np.median(rhos):+.2f} ({min(rhos):+.2f} to {max(rhos):+.2f})" if rhos else "–"
                 cells.append(f"{spread}; {shown} above, {less} below 0, of {len(of)}")
             rows.append([run.name, f"{run.summary['data']['n']:,}", place, *cells])
-    header = ["network", "images", "layers", "fragile, clean", "clean drop x share: median rho (range); shown"]
-    return table([*header, "margin drop x excess"], rows)
+    header = ["network", "images", "layers", "fragile, clean"]
+    return table([*header, "clean drop x share: median rho (range); shown", "margin drop x excess"], rows)
 
 
 def hardened() -> str:
