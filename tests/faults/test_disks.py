@@ -104,7 +104,8 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     try:
         yield place
     finally:
-        subprocess.run(["umount", "--lazy", str(place)], check=True)  # a file may still be waiting to be closed
+        # lazy: a file on it may still wait to be closed
+        subprocess.run(["umount", "--lazy", str(place)], check=True)
 
 
 def test_a_full_disk_is_one_message_and_the_run_goes_on_when_there_is_room(
