@@ -41,5 +41,5 @@ def _take(place: int, folder: Path) -> None:
             "another process is at work in the folder",
             given=folder,
             allowed="one process at a time",
-            fix=f"wait for it, or stop it; how far a run is: fragile-neurons status {folder}",
+            fix="wait for it, or stop it",
         ) from None
