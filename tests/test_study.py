@@ -44,7 +44,7 @@ def test_the_figures_show_what_the_files_hold(page: ModuleType) -> None:
 def numbers(text: str) -> set[str]:
     """Whole numbers as they are written, with sign and the interval behind; units are left out."""
     plain = re.sub(r"\]\([^)]*\)|`[^`]*`", "", " ".join(text.split()))
-    plain = plain.replace(" %", "").replace(" pp", "")
+    plain = plain.replace("95 % intervals", "").replace(" %", "").replace(" pp", "")
     return set(NUMBER.findall(plain))
 
 
