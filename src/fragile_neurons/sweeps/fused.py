@@ -17,6 +17,7 @@ class FusedConv(nn.Module):
     """relu(conv(maps) + added), or without one of both; `added` is overwritten.
 
     On the CPU in float32 oneDNN does it in one pass, by the operations that torch.compile takes.
+    There a NaN is rectified to 0, which torch leaves NaN.
     """
 
     def __init__(self, conv: nn.Conv2d, rectified: bool) -> None:
