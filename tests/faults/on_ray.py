@@ -96,29 +96,31 @@ SUBJECTS: dict[str, Callable[[], Subject]] = {
 }
 
 
-def busy_workers() -> list[int]:
-    """Processes of this user's Ray in which a unit is being computed, found by what they call themselves."""
+def busy_workers() -> list[tuple[int, str]]:
+    """Processes of this user's Ray that are at a unit, and which: it is what they call themselves."""
     found = []
     for place in Path("/proc").glob("[0-9]*"):
         try:
-            name = (place / "cmdline").read_bytes().split(b"\0")[0]
+            name = (place / "cmdline").read_bytes().split(b"\0")[0].decode()
             same = os.stat(place / "ns" / "net").st_ino == os.stat("/proc/self/ns/net").st_ino
         except OSError:
             continue
-        if name.startswith(b"ray::_execute") and same:
-            found.append(int(place.name))
+        if name.startswith("ray::unit ") and same:
+            found.append((int(place.name), name))
     return found
 
 
-def kill_some(times: int, killed: list[int], computed: list[str], over: threading.Event) -> None:
-    """Kill busy workers, never two without a unit done between: three would be the unit's fault."""
-    draw, before = random.Random(0), -1
+def kill_some(times: int, killed: list[str], over: threading.Event) -> None:
+    """Kill busy workers, but none at a unit that would not be tried again."""
+    from fragile_neurons.runs.engines.ray import RETRIES  # imports Ray, which reads the environment
+
+    draw = random.Random(0)
     while len(killed) < times and not over.wait(draw.uniform(0.0, 0.3)):
-        workers = busy_workers()
-        if workers and len(computed) > before:
-            before = len(computed)
-            os.kill(draw.choice(workers), signal.SIGKILL)
-            killed.append(1)
+        for worker, unit in draw.sample(found := busy_workers(), len(found)):
+            if killed.count(unit) < RETRIES:
+                os.kill(worker, signal.SIGKILL)
+                killed.append(unit)
+                break
 
 
 @contextmanager
@@ -173,7 +175,7 @@ def main() -> None:
         asked.folder.mkdir(parents=True, exist_ok=True)
         Ledger.create(asked.folder, subject.spec, units, environment(subject)).__exit__()
     computed: list[str] = []
-    killed: list[int] = []
+    killed: list[str] = []
     over, failure = threading.Event(), ""
     with opened(asked.workers, asked.strange) as engine:
 
@@ -186,7 +188,7 @@ def main() -> None:
                         raise KeyboardInterrupt
 
         start = time.perf_counter()
-        killer = threading.Thread(target=kill_some, args=(asked.kill, killed, computed, over))
+        killer = threading.Thread(target=kill_some, args=(asked.kill, killed, over))
         killer.start()
         try:
             run_subject(subject, output=asked.folder, force=False, engine=watched, progress=silent)

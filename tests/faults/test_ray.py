@@ -105,7 +105,7 @@ def test_workers_that_are_killed_are_replaced_and_nothing_is_computed_twice(
     finished: Path, tmp_path: Path
 ) -> None:
     found = on_ray(tmp_path / "run", "--workers", 2, "--neurons-per-unit", 1, "--kill", 5)
-    assert found["killed"] == 5
+    assert (found["killed"], found["failure"]) == (5, "")
     assert len(found["computed"]) == len(set(found["computed"]))
     assert_same(tmp_path / "run", finished)
 

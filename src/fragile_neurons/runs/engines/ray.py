@@ -194,8 +194,12 @@ class _Crew:
         }
 
     def hand_out(self, unit: Unit, given: Sequence[tuple[Unit, Arrays]]) -> Any:
-        """Have a unit computed: a reference to its arrays, or to a refusal."""
-        return self._task.options(**self._options).remote([self._shared], unit, given)
+        """Have a unit computed: a reference to its arrays, or to a refusal.
+
+        Ray's own tools and the list of processes show its name.
+        """
+        named = self._task.options(name=f"unit {unit.id}", **self._options)
+        return named.remote([self._shared], unit, given)
 
     def refuse_if_alone(self) -> None:
         """Raise an InputError where no machine is left that could take a unit."""
