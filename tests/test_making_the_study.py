@@ -34,7 +34,7 @@ if os.environ.get("WAITS", "nothing") in " ".join(said):
 if said[0] == "data":
     sys.exit()
 folder = pathlib.Path(said[said.index("--output") + 1])
-folder.mkdir(parents=True, exist_ok=True)
+folder.mkdir(parents=True, exist_ok=said[0] == "train")  # another run's folder is refused
 if said[0] == "train":
     (folder / "card.json").write_text('{"weights_sha256": "%s"}' % os.environ["WEIGHTS"])
     sys.exit()
@@ -109,7 +109,9 @@ def made(study: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
             study.main()
         except SystemExit as error:
             end = str(error)
-        given = [re.sub(r"^\w+ --spec .*/([^/]+)$", r"\1", line) for line in calls.read_text().splitlines()]
+        given = [
+            re.sub(r"^\w+ --spec .*/([^/]+)-\w{8}$", r"\1", line) for line in calls.read_text().splitlines()
+        ]
         assert len(given) == len(set(given))
         return set(given), end
 
@@ -122,7 +124,7 @@ def test_a_second_time_does_nothing_and_a_new_machine_only_what_is_not_kept(
     assert made() == (ALL, "")
     kept = tmp_path / "docs" / "study"
     summary = json.loads((kept / "runs" / "mnist-cnn-evaluate" / "summary.json").read_text())
-    assert summary == {"folder": "runs/study/mnist-cnn-evaluate"}
+    assert summary["folder"].startswith("runs/study/mnist-cnn-evaluate-")
     assert made() == (set(), "")
     for gone in ("runs", "trained"):
         (tmp_path / gone).rename(tmp_path / f"old-{gone}")

@@ -25,7 +25,7 @@ from pathlib import Path
 
 from fragile_neurons.cli.specs import specs_in
 from fragile_neurons.errors import InputError
-from fragile_neurons.runs.spec import Spec
+from fragile_neurons.runs.spec import Spec, canonical_sha256
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -61,24 +61,24 @@ def run_name(spec: Spec) -> str:
     return "-".join([network(spec), spec.command, *which])
 
 
+def trained(spec: Spec) -> str | None:
+    """The checksum of the network's weights as trained last; None for a bundled one, or if never."""
+    name = network(spec)
+    for card in (TRAINED / name / "card.json", HERE / "cards" / f"{name}.json"):
+        if spec.weights and card.exists():
+            found: str = json.loads(card.read_text(encoding="utf-8"))["weights_sha256"]
+            return found
+    return None
+
+
 def is_kept(spec: Spec) -> bool:
-    """Whether the run's files are here, and of the weights that there are now."""
-    folder = HERE / "runs" / run_name(spec)
+    """Whether the run's files are here, and of these weights."""
     try:
-        (found,) = specs_in(spec.command, folder / "spec.toml")
+        (kept,) = specs_in(spec.command, HERE / "runs" / run_name(spec) / "spec.toml")
     except InputError:  # none, or damaged
         return False
-    card = TRAINED / network(spec) / "card.json"
-    if spec.weights and not card.exists():
-        card = HERE / "cards" / f"{network(spec)}.json"
-    if spec.weights and json.loads(card.read_text(encoding="utf-8"))["weights_sha256"] != weights_of(found):
-        return False
-    return found.model_copy(update={"found": None}) == spec
-
-
-def weights_of(spec: Spec) -> str | None:
-    """The checksum of the weights that a run was of."""
-    return spec.found.weights_sha256 if spec.found else None
+    same = not spec.weights or (kept.found and kept.found.weights_sha256) == trained(spec)
+    return same and kept.model_copy(update={"found": None}) == spec
 
 
 def keep(source: Path, target: Path) -> None:
@@ -88,12 +88,12 @@ def keep(source: Path, target: Path) -> None:
     target.write_text(text, encoding="utf-8")
 
 
-def keep_run(name: str) -> None:
+def keep_run(source: Path, name: str) -> None:
     """Keep the small files of a finished run, the spec last: it says that the others are there."""
     shutil.rmtree(HERE / "runs" / name, ignore_errors=True)
     for file in ("neurons.csv", "summary.json", "spec.toml"):
-        if (RUNS / name / file).exists():
-            keep(RUNS / name / file, HERE / "runs" / name / file)
+        if (source / file).exists():
+            keep(source / file, HERE / "runs" / name / file)
 
 
 class Study:
@@ -123,12 +123,12 @@ class Study:
 
     def _finish_run(self, spec: Spec) -> bool:
         name = run_name(spec)
+        folder = RUNS / f"{name}-{canonical_sha256([spec.digest, trained(spec)])[:8]}"
         RUNS.mkdir(parents=True, exist_ok=True)
-        (RUNS / f"{name}.toml").write_text(spec.to_toml(), encoding="utf-8")
-        asked = [spec.command, "--spec", f"{RUNS / name}.toml", "--output", str(RUNS / name)]
-        if not self.ran(name, asked):
+        Path(f"{folder}.toml").write_text(spec.to_toml(), encoding="utf-8")
+        if not self.ran(name, [spec.command, "--spec", f"{folder}.toml", "--output", str(folder)]):
             return False
-        keep_run(name)
+        keep_run(folder, name)
         return True
 
     def ran(self, name: str, command: Sequence[str]) -> bool:
