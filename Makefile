@@ -17,7 +17,7 @@ test: $(INSTALLED)  ## lint, types, import floors and the fast tests
 	$(BIN)/pytest
 
 test-slow: $(INSTALLED)  ## simulations and long runs
-	$(BIN)/pytest -m slow --dist worksteal
+	$(BIN)/pytest -m slow --dist worksteal --durations=15
 
 torture: $(INSTALLED)  ## docs/torture.md: runs killed and damaged, nothing lost
 	$(BIN)/python tests/faults/torture.py --kills 50 --flips 100 --output docs/torture.md
