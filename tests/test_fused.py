@@ -12,10 +12,13 @@ from torch import fx, nn
 from torch.nn import functional
 
 import fragile_neurons as fn
+from fragile_neurons.interventions import drop
 from fragile_neurons.models.architectures import resnet20
 from fragile_neurons.neurons import executed_layers
 from fragile_neurons.sweeps.exact import Exact
 from fragile_neurons.sweeps.fused import FusedConv, fuse
+from fragile_neurons.sweeps.pairs import Pairs
+from fragile_neurons.sweeps.reference import Reference
 
 SHAPE = (3, 4, 6, 6)
 
@@ -111,7 +114,8 @@ def test_fused_networks_have_the_same_values(wiring: Callable[[Any, Any], Any]) 
     expected = module(images)
     interpreter = fx.Interpreter(graph, garbage_collect_values=False)
     interpreter.run(images)
-    fuse(graph, {node: value.shape for node, value in interpreter.env.items() if hasattr(value, "shape")})
+    shapes = {node: value.shape for node, value in interpreter.env.items() if hasattr(value, "shape")}
+    fuse(graph, shapes, rectify=True)
     torch.testing.assert_close(graph(images.clone(memory_format=torch.preserve_format)), expected)
     fused = [node for node in graph.graph.nodes if isinstance(called(graph, node), FusedConv)]
     assert (len(fused), sum(len(node.args) == 2 for node in fused)) == WIRINGS[wiring]
@@ -161,3 +165,33 @@ def test_the_blocks_of_a_residual_network_are_fused() -> None:
     rest = Exact(classifier, images).split(first.site("conv")).rest
     fused = [node for node in rest.graph.nodes if isinstance(called(rest, node), FusedConv)]
     assert (len(fused), sum(len(node.args) == 2 for node in fused)) == (15, 7)
+
+
+class Shares(nn.Module):
+    """What each map has of the sum of all; without the first there is nothing to share: 0 / 0."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.out = (nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 3, padding=1), nn.Linear(4, 3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        maps = functional.relu(self.a(x))
+        shares = functional.relu(self.b(maps / maps.sum(dim=(1, 2, 3), keepdim=True)))
+        result: torch.Tensor = self.out(shares.mean(dim=(2, 3)))
+        return result
+
+
+def test_a_nan_inside_stays_one() -> None:
+    torch.manual_seed(0)
+    module, images = Shares(), torch.rand(4, 3, 6, 6)
+    module.a.load_state_dict({"weight": torch.full((4, 3, 1, 1), -1.0), "bias": torch.tensor([4.0, 0, 0, 0])})
+    classifier = fn.Classifier(module).eval()
+    site = executed_layers(classifier, images)[0].site("conv")
+    pairs = Pairs.of([0, 1], torch.arange(4))
+    expected, found = (
+        way.walk(images, [site]).logits(site, drop(0.0), pairs)
+        for way in (Reference(classifier), Exact(classifier, images))
+    )
+    assert expected[:4].isnan().all()
+    assert expected[4:].isfinite().all()
+    torch.testing.assert_close(found, expected, equal_nan=True)

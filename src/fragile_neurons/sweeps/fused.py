@@ -11,13 +11,20 @@ from torch.nn import functional
 
 SUMS = {operator.add, torch.add}
 RECTIFICATIONS = {functional.relu, torch.relu}
+UNDEFINED_SOMEWHERE = {
+    *("truediv", "rtruediv", "itruediv", "div", "divide", "true_divide", "reciprocal"),
+    *("mod", "fmod", "remainder", "pow", "ipow", "rpow", "float_power", "sqrt", "rsqrt"),
+    *("log", "log2", "log10", "log1p", "logit", "xlogy", "lgamma", "digamma"),
+    *("std", "asin", "acos", "arcsin", "arccos", "acosh", "arccosh", "atanh", "arctanh"),
+}
+"""Names of functions that are no number for some numbers."""
 
 
 class FusedConv(nn.Module):
     """relu(conv(maps) + added), or without one of both; `added` is overwritten.
 
     On the CPU in float32 oneDNN does it in one pass, by the operations that torch.compile takes.
-    There a NaN is rectified to 0, which torch leaves NaN.
+    There a NaN is rectified to 0, which torch leaves NaN: see `keeps_numbers`.
     """
 
     def __init__(self, conv: nn.Conv2d, rectified: bool) -> None:
@@ -53,8 +60,17 @@ def _can_fuse(maps: torch.Tensor | None) -> bool:
     )
 
 
-def fuse(rest: fx.GraphModule, shapes: Mapping[fx.Node, torch.Size]) -> None:
-    """Let each convolution do the sum and the rectification that alone read it; shapes: of the nodes."""
+def keeps_numbers(graph: fx.Graph) -> bool:
+    """Whether nothing in it makes a NaN of numbers, as 0 / 0 does; overflow is left out of account."""
+    names = {getattr(node.target, "__name__", str(node.target)).strip("_") for node in graph.nodes}
+    return not names & UNDEFINED_SOMEWHERE
+
+
+def fuse(rest: fx.GraphModule, shapes: Mapping[fx.Node, torch.Size], *, rectify: bool) -> None:
+    """Let each convolution do the sum and the rectification that alone read it; shapes: of the nodes.
+
+    rectify: whether rectifications, too, which is for networks without a NaN inside.
+    """
     modules = dict(rest.named_modules())
     order = {node: position for position, node in enumerate(rest.graph.nodes)}
     overwritten: set[object] = set()
@@ -64,6 +80,9 @@ def fuse(rest: fx.GraphModule, shapes: Mapping[fx.Node, torch.Size]) -> None:
         if node.op == "call_module":
             return isinstance(modules[str(node.target)], NEW)
         return node.op == "placeholder" or node.target in SUMS | RECTIFICATIONS
+
+    def is_rectification(node: fx.Node) -> bool:
+        return node.target in RECTIFICATIONS or isinstance(modules.get(str(node.target)), nn.ReLU)
 
     def is_spare(node: object, total: fx.Node) -> bool:
         """Whether a sum may overwrite it: all others who read it have done so, and kept none of it."""
@@ -85,7 +104,7 @@ def fuse(rest: fx.GraphModule, shapes: Mapping[fx.Node, torch.Size]) -> None:
                 overwritten.add(added)
                 place, inputs = total, [*inputs, added]
         active = _only_user(place)
-        rectified = active.target in RECTIFICATIONS or isinstance(modules.get(str(active.target)), nn.ReLU)
+        rectified = rectify and is_rectification(active)
         if place is node and not rectified:
             continue
         place.op, place.target, place.args = "call_module", f"fused_{node.name}", tuple(inputs)

@@ -179,7 +179,7 @@ def _rest(
             copies[node] = graph.node_copy(node, copied)
     rest = fx.GraphModule(whole, graph)
     known = {copies[node]: shapes[node.name] for node in copies if node.name in shapes}
-    quicken(rest, known)
+    quicken(rest, known, whole.graph)
     sources = {entrance: node for node, entrance in boundary.items()}
     order = [sources[node] for node in graph.nodes if node.op == "placeholder"]
     return rest, tuple(order)
