@@ -14,7 +14,7 @@ import os
 import statistics
 import time
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
@@ -284,7 +284,7 @@ def seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def medians(works: dict[str, Callable[[], object]]) -> dict[str, float]:
+def medians(works: Mapping[str, Callable[[], object]]) -> dict[str, float]:
     """The median seconds of each; the rounds are interleaved, and one before them does not count."""
     times: dict[str, list[float]] = {name: [] for name in works}
     for turn in range(ROUNDS + 1):

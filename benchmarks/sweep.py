@@ -116,7 +116,7 @@ def exact(way: Exact, images: torch.Tensor, layers: Sequence[Layer]) -> torch.Te
         walk, of_batch = way.walk(part, sites), []
         for layer, site in zip(layers, sites, strict=True):
             pairs = Pairs.of(list(range(layer.channels)), torch.arange(len(part)))
-            of_batch.append(walk.logits(site, drop(0.0), pairs).unflatten(0, (layer.channels, -1)))
+            of_batch.append(torch.unflatten(walk.logits(site, drop(0.0), pairs), 0, (layer.channels, -1)))
         batches.append(torch.cat(of_batch))
     return torch.cat(batches, dim=1)
 
@@ -179,7 +179,7 @@ def matmul_peak() -> float:
 
 def fused_flops(maps: Shape, weight: Shape, *_: object, out_shape: Shape, **__: object) -> int:
     """Of a convolution that rectifies at once."""
-    return conv_flop_count(maps, weight, out_shape)
+    return conv_flop_count(list(maps), list(weight), list(out_shape))
 
 
 def adding_flops(_added: Shape, *others: Any, **named: Any) -> int:
@@ -354,11 +354,10 @@ def picture(images: list[Row], neurons: list[Row], depth: list[Row]) -> None:
         ]
 
     def chart(rows: list[Row], x: alt.X, y: str) -> alt.Chart:
-        return (
-            alt.Chart(alt.Data(values=rows), width=220, height=200)
-            .mark_line(point=True)
-            .encode(x=x, y=alt.Y("cost:Q", title=y), color=alt.Color("way:N", title=None), detail="network:N")
-        )
+        lines = alt.Chart(alt.InlineData(values=rows), width=220, height=200).mark_line(point=True)
+        color = alt.Color("way:N", title=None)
+        found: alt.Chart = lines.encode(x=x, y=alt.Y("cost:Q", title=y), color=color, detail="network:N")
+        return found
 
     panels = alt.hconcat(
         chart(long(images, "images"), alt.X("x:Q", title="images"), "seconds, a line per network"),
