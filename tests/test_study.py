@@ -51,10 +51,12 @@ def numbers(text: str) -> set[str]:
 def test_every_number_of_the_findings_stands_in_a_table() -> None:
     text = (DOCS / "study.md").read_text(encoding="utf-8")
     readme = (DOCS.parent / "README.md").read_text(encoding="utf-8")
-    rows = numbers("\n".join(line for line in text.splitlines() if line.startswith("|")))
+    findings, _, tables = text.partition("## Findings\n")[2].partition("\n## ")
+    rows = numbers("\n".join(line for line in tables.splitlines() if line.startswith("|")))
     alone = {number.partition(" ")[0] for number in rows}
-    for whole, heading in ((text, "## Findings\n"), (readme, "## What it finds\n")):
-        said = numbers(whole.partition(heading)[2].partition("\n## ")[0])
+    found = readme.partition("## What it finds\n")[2].partition("\n## ")[0]
+    for section, heading in ((findings, "docs/study.md"), (found, "README.md")):
+        said = numbers(section)
         assert said
         assert not {number for number in said if "[" in number} - rows, heading
         assert not {number for number in said if "[" not in number} - alone, heading
