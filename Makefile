@@ -23,8 +23,7 @@ torture: $(INSTALLED)  ## docs/torture.md: runs killed and damaged, nothing lost
 	$(BIN)/python tests/faults/torture.py --kills 50 --flips 100 --output docs/torture.md
 
 study: $(INSTALLED)  ## the paper's experiment on thirteen networks: about ten hours on two cores, goes on where it was
-	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python docs/study/study.py
-	$(BIN)/python docs/study/page.py
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python docs/study/study.py; code=$$?; $(BIN)/python docs/study/page.py && exit $$code
 
 study-tables: $(INSTALLED)  ## docs/study.md from the files under docs/study
 	$(BIN)/python docs/study/page.py

@@ -170,20 +170,33 @@ def test_the_blocks_of_a_residual_network_are_fused() -> None:
 class Shares(nn.Module):
     """What each map has of the sum of all; without the first there is nothing to share: 0 / 0."""
 
-    def __init__(self) -> None:
+    def __init__(self, divide: Callable[[Any, Any], Any]) -> None:
         super().__init__()
+        self.divide = divide
         self.a, self.b, self.out = (nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 3, padding=1), nn.Linear(4, 3))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         maps = functional.relu(self.a(x))
-        shares = functional.relu(self.b(maps / maps.sum(dim=(1, 2, 3), keepdim=True)))
+        shares = functional.relu(self.b(self.divide(maps, maps.sum(dim=(1, 2, 3), keepdim=True))))
         result: torch.Tensor = self.out(shares.mean(dim=(2, 3)))
         return result
 
 
-def test_a_nan_inside_stays_one() -> None:
+@pytest.mark.parametrize(
+    "divide",
+    [
+        operator.truediv,
+        operator.floordiv,
+        torch.divide,
+        lambda maps, total: maps.div(total),
+        lambda maps, total: torch.addcdiv(maps, maps, total),
+        lambda maps, total: maps * total.pow(-1),
+        lambda maps, total: maps - (total.log() - total.log()),
+    ],
+)
+def test_a_nan_inside_stays_one(divide: Callable[[Any, Any], Any]) -> None:
     torch.manual_seed(0)
-    module, images = Shares(), torch.rand(4, 3, 6, 6)
+    module, images = Shares(divide), torch.rand(4, 3, 6, 6)
     module.a.load_state_dict({"weight": torch.full((4, 3, 1, 1), -1.0), "bias": torch.tensor([4.0, 0, 0, 0])})
     classifier = fn.Classifier(module).eval()
     site = executed_layers(classifier, images)[0].site("conv")

@@ -143,6 +143,23 @@ def test_a_changed_spec_is_run_again(made: Made, tmp_path: Path) -> None:
     assert made() == (set(), "")
 
 
+def test_what_is_in_no_list_is_not_kept(made: Made, tmp_path: Path) -> None:
+    made()
+    (tmp_path / "docs/study/evaluate.toml").write_text(EVALUATE.replace("mnist-cnn", "mnist-cnn-robust"))
+    runs = tmp_path / "docs/study/runs"
+    before = {folder.name for folder in runs.iterdir()}
+    assert made() == ({"data fetch mnist", "mnist-cnn-robust-evaluate"}, "")
+    now = {folder.name for folder in runs.iterdir()}
+    assert (before - now, now - before) == ({"mnist-cnn-evaluate"}, {"mnist-cnn-robust-evaluate"})
+
+
+def test_an_older_training_on_this_machine_is_not_asked(made: Made, tmp_path: Path) -> None:
+    made()
+    card = tmp_path / "trained/study/resnet18-mnist/card.json"
+    card.write_text(card.read_text().replace("a" * 64, "b" * 64))
+    assert made() == (set(), "")
+
+
 def test_of_weights_that_come_out_otherwise_all_runs_are_made_again(
     made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -150,7 +167,12 @@ def test_of_weights_that_come_out_otherwise_all_runs_are_made_again(
     (tmp_path / "trained").rename(tmp_path / "old")
     (tmp_path / "docs/study/runs/resnet18-mnist-analyze-first/spec.toml").unlink()
     monkeypatch.setenv("WEIGHTS", "b" * 64)
-    assert made() == (OF_RESNET18, "")
+    monkeypatch.setenv("FAILS", "harden")
+    made()
+    kept = {folder.name for folder in (tmp_path / "docs/study/runs").glob("resnet18*")}
+    assert kept == {"resnet18-mnist-analyze-first"}
+    monkeypatch.delenv("FAILS")
+    assert made() == (OF_RESNET18 - {"resnet18-mnist-analyze-first"}, "")
     card = json.loads((tmp_path / "docs/study/cards/resnet18-mnist.json").read_text())
     assert card == {"weights_sha256": "b" * 64}
     assert made() == (set(), "")
@@ -178,7 +200,7 @@ def test_what_fails_does_not_keep_the_rest_from_being_done(
 
 def test_data_that_cannot_be_had_are_an_error_at_once(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FAILS", "data")
-    assert made() == ({"data fetch mnist"}, "error: mnist is not there, and nothing begun")
+    assert made() == ({"data fetch mnist"}, "error: mnist is not there, and nothing was begun")
 
 
 def test_one_network_can_be_asked_for(made: Made) -> None:

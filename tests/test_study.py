@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import re
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -78,9 +79,26 @@ def test_weights_that_are_not_kept_are_told_by_their_checksums() -> None:
             assert card["weights_sha256"] == summary["model"]["weights_sha256"], path
 
 
+def test_the_cards_are_of_the_trainings_that_are_listed() -> None:
+    listed = [shlex.split(line) for line in (STUDY / "train.txt").read_text().splitlines()]
+    for card in (STUDY / "cards").glob("*.json"):
+        (options,) = [options for options in listed if Path(options[-1]).name == card.stem]
+        asked = set(zip(options[:-2:2], options[1:-2:2], strict=True))
+        words = shlex.split(json.loads(card.read_text())["command"])[2:]
+        assert asked <= set(zip(words[::2], words[1::2], strict=True)), card
+
+
+def test_every_run_has_a_name_of_its_own(page: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = importlib.import_module("study")
+    monkeypatch.chdir(DOCS.parent)
+    names = [study.run_name(spec) for specs in study.listed().values() for spec in specs]
+    assert len(names) == len(set(names)) == 46
+    assert {folder.name for folder in (STUDY / "runs").iterdir()} <= set(names)
+
+
 def test_make_knows_the_study() -> None:
     recipes = (DOCS.parent / "Makefile").read_text(encoding="utf-8")
-    for script in re.findall(r"docs/study/\S+", recipes):
+    for script in re.findall(r"docs/study/\w+\.py", recipes):
         assert (DOCS.parent / script).is_file()
     assert "docs/study/page.py" in recipes
 

@@ -4,7 +4,7 @@ python docs/study/study.py [NETWORK ...]
 
 A run counts as done when its files are kept here, so a sitting goes on where the last one ended, on any
 machine. A network's weights are not kept: they are trained anew where a run still needs them, and if their
-checksum has become another one, all of the network's runs are made again.
+checksum has become another one, all of the network's runs are made again. What is in no list is deleted.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pathlib import Path
 
 from fragile_neurons.cli.specs import specs_in
 from fragile_neurons.errors import InputError
-from fragile_neurons.runs.spec import Spec, canonical_sha256
+from fragile_neurons.runs.spec import Spec, canonical_sha256, default_threads
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -63,12 +63,11 @@ def run_name(spec: Spec) -> str:
 
 def trained(spec: Spec) -> str | None:
     """The checksum of the network's weights as trained last; None for a bundled one, or if never."""
-    name = network(spec)
-    for card in (TRAINED / name / "card.json", HERE / "cards" / f"{name}.json"):
-        if spec.weights and card.exists():
-            found: str = json.loads(card.read_text(encoding="utf-8"))["weights_sha256"]
-            return found
-    return None
+    card = HERE / "cards" / f"{network(spec)}.json"
+    if not spec.weights or not card.exists():
+        return None
+    found: str = json.loads(card.read_text(encoding="utf-8"))["weights_sha256"]
+    return found
 
 
 def is_kept(spec: Spec) -> bool:
@@ -81,6 +80,14 @@ def is_kept(spec: Spec) -> bool:
     return same and kept.model_copy(update={"found": None}) == spec
 
 
+def left_of(specs: Sequence[Spec]) -> list[Spec]:
+    """Those to be run; what is kept under their names is of other options or weights, and deleted."""
+    left = [spec for spec in specs if not is_kept(spec)]
+    for spec in left:
+        shutil.rmtree(HERE / "runs" / run_name(spec), ignore_errors=True)
+    return left
+
+
 def keep(source: Path, target: Path) -> None:
     """Copy a text, with the paths of this project relative to it: they are the same on every machine."""
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -90,7 +97,6 @@ def keep(source: Path, target: Path) -> None:
 
 def keep_run(source: Path, name: str) -> None:
     """Keep the small files of a finished run, the spec last: it says that the others are there."""
-    shutil.rmtree(HERE / "runs" / name, ignore_errors=True)
     for file in ("neurons.csv", "summary.json", "spec.toml"):
         if (source / file).exists():
             keep(source / file, HERE / "runs" / name / file)
@@ -102,22 +108,24 @@ class Study:
     def __init__(self) -> None:
         self._running: set[subprocess.Popen[bytes]] = set()
         self._stopped = threading.Event()
+        self._starting = threading.RLock()
 
     def stop(self, *_: object) -> None:
         """Begin nothing more and have what runs end soon; asked a second time, at once."""
-        self._stopped.set()
-        for process in list(self._running):
-            process.terminate()
+        with self._starting:
+            self._stopped.set()
+            for process in self._running:
+                process.terminate()
 
     def finish(self, name: str, specs: Sequence[Spec]) -> bool:
         """Do what is left of one network; whether nothing is then."""
-        left = [spec for spec in specs if not is_kept(spec)]
+        left = left_of(specs)
         training = trainings().get(name)
         if left and training:
             if not self.ran(f"{name}-train", ["train", *training, "--threads", "1"]):
                 return False
             keep(TRAINED / name / "card.json", HERE / "cards" / f"{name}.json")
-            left = [spec for spec in specs if not is_kept(spec)]
+            left = left_of(specs)
         ended = [self._finish_run(spec) for spec in left]
         return all(ended)
 
@@ -133,20 +141,19 @@ class Study:
 
     def ran(self, name: str, command: Sequence[str]) -> bool:
         """Whether a command of fragile-neurons came to its end; it writes to a log beside the runs."""
-        if self._stopped.is_set():
-            return False
         RUNS.mkdir(parents=True, exist_ok=True)
         log = RUNS / f"{name}.log"
-        print(f"{name}: begun, see {log.relative_to(ROOT)}", flush=True)
         start = time.monotonic()
-        with log.open("ab") as file:
+        with log.open("ab") as file, self._starting:
+            if self._stopped.is_set():
+                return False
             process = subprocess.Popen(
                 ["fragile-neurons", *command], stdout=file, stderr=file, start_new_session=True
             )
             self._running.add(process)
-            if self._stopped.is_set():  # between the question above and here
-                process.terminate()
-            code = process.wait()
+        print(f"{name}: begun, see {log.relative_to(ROOT)}", flush=True)
+        code = process.wait()
+        with self._starting:
             self._running.discard(process)
         outcome = "done" if code == 0 else f"not done, exit code {code}"
         print(f"{name}: {outcome} after {(time.monotonic() - start) / 60:.0f} min", flush=True)
@@ -160,13 +167,17 @@ def main() -> None:
     asked = sys.argv[1:] or list(networks)
     if unknown := sorted(set(asked) - set(networks)):
         sys.exit(f"error: not of the study: {', '.join(unknown)}\n  allowed: {', '.join(networks)}")
+    names = {run_name(spec) for specs in networks.values() for spec in specs}
+    for folder in HERE.glob("runs/*"):
+        if folder.name not in names:
+            shutil.rmtree(folder)
     study = Study()
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, study.stop)
     for data in sorted({spec.data for name in asked for spec in networks[name] if not is_kept(spec)}):
         if not study.ran(f"data-{data}", ["data", "fetch", data]):
-            sys.exit(f"error: {data} is not there, and nothing begun")
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+            sys.exit(f"error: {data} is not there, and nothing was begun")
+    with ThreadPoolExecutor(default_threads()) as pool:
         ended = list(pool.map(study.finish, asked, [networks[name] for name in asked]))
     left = [name for name, end in zip(asked, ended, strict=True) if not end]
     if left:

@@ -101,7 +101,7 @@ def busy_workers() -> list[tuple[int, str]]:
     found = []
     for place in Path("/proc").glob("[0-9]*"):
         try:
-            name = (place / "cmdline").read_bytes().split(b"\0")[0].decode()
+            name = (place / "cmdline").read_bytes().split(b"\0")[0].decode(errors="replace")
             same = os.stat(place / "ns" / "net").st_ino == os.stat("/proc/self/ns/net").st_ino
         except OSError:
             continue

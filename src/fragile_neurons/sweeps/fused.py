@@ -11,20 +11,24 @@ from torch.nn import functional
 
 SUMS = {operator.add, torch.add}
 RECTIFICATIONS = {functional.relu, torch.relu}
-UNDEFINED_SOMEWHERE = {
-    *("truediv", "rtruediv", "itruediv", "div", "divide", "true_divide", "reciprocal"),
-    *("mod", "fmod", "remainder", "pow", "ipow", "rpow", "float_power", "sqrt", "rsqrt"),
-    *("log", "log2", "log10", "log1p", "logit", "xlogy", "lgamma", "digamma"),
-    *("std", "asin", "acos", "arcsin", "arccos", "acosh", "arccosh", "atanh", "arctanh"),
+WITHOUT_NAN = {
+    *("add", "iadd", "sub", "isub", "mul", "imul", "neg", "abs", "matmul", "bmm", "where", "put"),
+    *("sum", "mean", "amax", "amin", "maximum", "minimum", "clamp", "to", "float", "contiguous", "clone"),
+    *("flatten", "view", "reshape", "permute", "transpose", "movedim", "squeeze", "unsqueeze", "expand"),
+    *("cat", "concat", "stack", "chunk", "split", "getitem", "roll", "flip", "pad", "pixel_shuffle"),
+    *("relu", "relu6", "leaky_relu", "elu", "silu", "gelu", "mish", "tanh", "hardtanh", "softplus"),
+    *("sigmoid", "hardsigmoid", "hardswish", "softmax", "dropout", "stochastic_depth", "interpolate"),
+    *("max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "adaptive_max_pool2d", "conv2d", "linear"),
+    *("batch_norm", "layer_norm", "group_norm", "instance_norm"),
 }
-"""Names of functions that are no number for some numbers."""
+"""Names of functions that make no NaN of finite inputs, if nothing overflows."""
 
 
 class FusedConv(nn.Module):
     """relu(conv(maps) + added), or without one of both; `added` is overwritten.
 
     On the CPU in float32 oneDNN does it in one pass, by the operations that torch.compile takes.
-    There a NaN is rectified to 0, which torch leaves NaN: see `keeps_numbers`.
+    There a NaN is rectified to 0, which torch leaves NaN: see `makes_no_nan`.
     """
 
     def __init__(self, conv: nn.Conv2d, rectified: bool) -> None:
@@ -60,16 +64,17 @@ def _can_fuse(maps: torch.Tensor | None) -> bool:
     )
 
 
-def keeps_numbers(graph: fx.Graph) -> bool:
-    """Whether nothing in it makes a NaN of numbers, as 0 / 0 does; overflow is left out of account."""
-    names = {getattr(node.target, "__name__", str(node.target)).strip("_") for node in graph.nodes}
-    return not names & UNDEFINED_SOMEWHERE
+def makes_no_nan(graph: fx.Graph, shapes: Mapping[str, torch.Size]) -> bool:
+    """Whether it is of torch's layers and known functions alone; shapes: of its tensors, by name."""
+    called = [node for node in graph.nodes if node.op in ("call_function", "call_method")]
+    names = {getattr(node.target, "__name__", str(node.target)) for node in called if node.name in shapes}
+    return {name.strip("_") for name in names} <= WITHOUT_NAN
 
 
 def fuse(rest: fx.GraphModule, shapes: Mapping[fx.Node, torch.Size], *, rectify: bool) -> None:
     """Let each convolution do the sum and the rectification that alone read it; shapes: of the nodes.
 
-    rectify: whether rectifications, too, which is for networks without a NaN inside.
+    rectify: whether rectifications, too, which is for networks that make no NaN.
     """
     modules = dict(rest.named_modules())
     order = {node: position for position, node in enumerate(rest.graph.nodes)}

@@ -12,20 +12,20 @@ import torch
 from torch import fx, nn
 from torch.nn import functional
 
-from fragile_neurons.sweeps.fused import FusedConv, fuse, keeps_numbers
+from fragile_neurons.sweeps.fused import FusedConv, fuse
 
 LARGEST = 1 << 23  # values of a matrix that stands for a convolution
 INPLACE_FUNCTIONS = {functional.relu, functional.relu6, functional.silu, functional.hardswish}
 
 
-def quicken(rest: fx.GraphModule, shapes: Mapping[fx.Node, torch.Size], whole: fx.Graph) -> None:
+def quicken(rest: fx.GraphModule, shapes: Mapping[fx.Node, torch.Size], *, rectify: bool) -> None:
     """Change a graph over maps channels last, whose values nobody else reads; shapes: of its nodes.
 
-    whole: the graph that it is a part of.
+    rectify: see `fuse`.
     """
     _flatten_as_it_lies(rest, shapes)
     _multiply_small_maps(rest, shapes)
-    fuse(rest, shapes, rectify=keeps_numbers(whole))
+    fuse(rest, shapes, rectify=rectify)
     _put_in_place(rest, shapes)
 
 

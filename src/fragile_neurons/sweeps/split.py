@@ -12,6 +12,7 @@ from torch import fx, nn
 from fragile_neurons.interventions import Replacement, put
 from fragile_neurons.neurons import Site
 from fragile_neurons.sweeps.channelwise import Place, follow
+from fragile_neurons.sweeps.fused import makes_no_nan
 from fragile_neurons.sweeps.graph import Traced, UntraceableError, lighten
 from fragile_neurons.sweeps.pairs import Pairs
 from fragile_neurons.sweeps.quick import quicken
@@ -179,7 +180,7 @@ def _rest(
             copies[node] = graph.node_copy(node, copied)
     rest = fx.GraphModule(whole, graph)
     known = {copies[node]: shapes[node.name] for node in copies if node.name in shapes}
-    quicken(rest, known, whole.graph)
+    quicken(rest, known, rectify=makes_no_nan(whole.graph, shapes))
     sources = {entrance: node for node, entrance in boundary.items()}
     order = [sources[node] for node in graph.nodes if node.op == "placeholder"]
     return rest, tuple(order)
