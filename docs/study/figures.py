@@ -7,13 +7,12 @@ from typing import Any
 
 import altair as alt
 import numpy as np
-from kept import Found, Kept, runs
+from kept import Found, Kept, can_be_asked, runs
 
 from fragile_neurons.analysis.verdicts import VERDICTS
 from fragile_neurons.norms import parse_epsilon
 from fragile_neurons.report import hardening
 from fragile_neurons.report.drawing import BLUE, GREEN, GREY, ORANGE, VERMILION, verdict_colour
-from fragile_neurons.split_half import MIN_RELIABILITY
 
 PALE = "#cccccc"
 COLUMNS, WIDE, HIGH = 4, 170, 120  # of small multiples
@@ -114,7 +113,7 @@ def correlations() -> alt.TopLevelMixin:
             if not pair["headline"] or pair["spearman"] is None:
                 continue
             low, high = pair["ci95"]
-            reliable = min(pair["reliability_x"], pair["reliability_y"]) >= MIN_RELIABILITY
+            reliable = can_be_asked(pair)
             names.append(f"{run.name}, {pair['epsilon']}")
             rows.append(
                 {

@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from fragile_neurons.split_half import MIN_RELIABILITY
+
 HERE = Path(__file__).parent
 NETWORKS = (
     *("mnist-cnn", "mnist-cnn-robust", "cifar10-resnet20", "resnet20"),
@@ -74,6 +76,12 @@ def _value(text: str | None) -> Any:
         return float(text)
     except ValueError:
         return text
+
+
+def can_be_asked(pair: Found) -> bool:
+    """Whether a relation has a rho, and both its sides are measured well enough for it to mean something."""
+    reliabilities = (pair["reliability_x"], pair["reliability_y"])
+    return pair["spearman"] is not None and all(one and one >= MIN_RELIABILITY for one in reliabilities)
 
 
 def runs(command: str, **options: object) -> list[Kept]:

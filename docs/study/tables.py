@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from itertools import combinations
 
 import numpy as np
-from kept import HERE, Column, Found, Kept, runs
+from kept import HERE, Column, Found, Kept, can_be_asked, runs
 from scipy.stats import permutation_test, rankdata
 
 from fragile_neurons.report import hardening
@@ -297,9 +297,7 @@ def layers() -> str:
             here = [pair for pair in heads if (pair["layer"] == first) == (place == "first")]
             cells = [f"{count['fragile']} of {n}: {share(count['fragile'], n)}"]
             for x, y in (("clean_drop", "share"), ("margin_drop", "excess")):
-                of = [
-                    pair for pair in here if (pair["x"], pair["y"]) == (x, y) and pair["spearman"] is not None
-                ]
+                of = [pair for pair in here if (pair["x"], pair["y"]) == (x, y) and can_be_asked(pair)]
                 rhos = [pair["spearman"] for pair in of]
                 shown = sum(pair["adjusted_p"] <= 0.05 and pair["spearman"] > 0 for pair in of)
                 less = sum(pair["adjusted_p"] <= 0.05 and pair["spearman"] < 0 for pair in of)
