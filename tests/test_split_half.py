@@ -5,6 +5,7 @@ import math
 from dataclasses import astuple
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from scipy import stats
 
@@ -39,7 +40,7 @@ def correlate(
     return split_half_correlations(
         {"x": x, "y": y},
         [("x", "y")],
-        images,
+        np.arange(images),
         np.zeros((neurons, 0)) if covariates is None else covariates,
         seed=seed,
         splits=splits,
@@ -311,7 +312,7 @@ def test_results_do_not_depend_on_the_other_pairs_or_their_order() -> None:
 
     def run(some: list[tuple[str, str]], seed: int = 3) -> list[Correlation]:
         return split_half_correlations(
-            measures, some, 50, covariates, seed=seed, permutations=199, resamples=300
+            measures, some, np.arange(50), covariates, seed=seed, permutations=199, resamples=300
         )
 
     everything = run(pairs)
@@ -323,9 +324,46 @@ def test_results_do_not_depend_on_the_other_pairs_or_their_order() -> None:
     assert run([]) == []
 
 
+@pytest.mark.parametrize(("together", "low", "high"), [(False, -1.0, -0.8), (True, -0.3, 0.3)])
+def test_images_that_a_measure_takes_together_stay_in_one_half(
+    together: bool, low: float, high: float
+) -> None:
+    """What differs between images that are each other's controls is noise; across halves it would repeat."""
+    rng, images, neurons = np.random.default_rng(5), 200, 30
+    own = rng.normal(size=(images, neurons))
+    difference = weighted_mean(own - own[np.arange(images) ^ 1] + 0.1 * rng.normal(size=own.shape))
+    (found,) = split_half_correlations(
+        {"x": difference, "y": difference},
+        [("x", "y")],
+        np.arange(images) // 2 if together else np.arange(images),
+        np.zeros((neurons, 0)),
+        seed=0,
+        permutations=9,
+        resamples=9,
+    )
+    assert low <= found.reliability_y <= high
+
+
+@pytest.mark.parametrize("labels", [np.arange(6), np.array([7, 3, 3, 9, 9, 9])])
+def test_weights_are_those_of_groups(labels: npt.NDArray[np.int64]) -> None:
+    seen: list[FloatArray] = []
+
+    def noted(weights: FloatArray) -> FloatArray:
+        seen.append(weights)
+        found: FloatArray = weights @ np.random.default_rng(0).normal(size=(6, 4))
+        return found
+
+    split_half_correlations({"x": noted}, [("x", "x")], labels, np.zeros((4, 0)), seed=0, resamples=30)
+    for weights in seen:
+        for number in np.unique(labels):
+            members = weights[:, labels == number]
+            assert (members == members[:, :1]).all()
+    assert {len(weights) for weights in seen} == {41, 60}
+
+
 def test_arguments_are_checked() -> None:
     x = noiseless(np.arange(5.0))
-    with pytest.raises(ValueError, match="2 images"):
+    with pytest.raises(ValueError, match="2 groups"):
         correlate(x, x, images=1, neurons=5)
     with pytest.raises(ValueError, match="finite covariates"):
         correlate(x, x, images=9, neurons=5, covariates=np.full((5, 1), math.nan))

@@ -49,6 +49,7 @@ def summary() -> Targeting:
         swap_share=control[None],
         noise_share=control[None] + np.array([0, 0, 0, 0, 0.5], np.float32)[:, None],
         swapped=SWAPPED,
+        group=np.arange(5),
         energy=np.ones((5, 2), np.float32),
     )
     return summarise_targeting(classifier, selection, data.classes, predictions, {"conv": observed}, EPSILON)
@@ -80,15 +81,22 @@ def test_the_swap_control_is_over_images_that_had_a_partner(summary: Targeting) 
     np.testing.assert_allclose(summary.excess[0], np.log(summary.share[0] / [0.6, 0.4]), rtol=1e-5)
 
 
-def test_partners_are_a_derangement_of_the_usable_rows() -> None:
+@pytest.mark.parametrize("last", [17, 16])
+def test_partners_are_two_and_two_of_the_usable_rows_or_three(last: int) -> None:
     usable = np.arange(20) % 3 != 0
-    positions = np.arange(20) % 17  # the last three rows are filling
+    positions = 40 + np.arange(20) % last  # the last rows are filling
+    rows = np.flatnonzero(usable[:last])
     for seed in range(20):
-        partner, swapped = _partners(usable, positions, seed)
-        rows = np.flatnonzero(usable[:17])
+        partner, swapped, group = _partners(usable, positions, seed)
         assert np.flatnonzero(swapped).tolist() == rows.tolist()
         assert sorted(partner[rows].tolist()) == rows.tolist()
         assert (partner[rows].numpy() != rows).all()
+        assert (group[partner] == group)[:last].all()
+        found, sizes = np.unique(group[rows], return_counts=True)
+        assert sorted(sizes) == [2] * (len(sizes) - 1) + [2 + len(rows) % 2]
+        assert all(number == positions[rows][group[rows] == number].min() for number in found)
+        unpaired = np.setdiff1d(np.arange(last), rows)
+        assert (group[unpaired] == positions[unpaired]).all()
     lone = np.zeros(20, bool)
     lone[4] = True
     assert not _partners(lone, positions, 0)[1].any()

@@ -19,7 +19,7 @@ Weights are multiples of 1/4: a sum of counts, divided last, is exact, so that n
 _Pair = tuple[str, str, BoolArray]  # names of x and y, neurons kept
 
 MIN_RELIABILITY = 0.3
-OVERSAMPLING = 4  # draws per image in a resample: see split_half_correlations
+OVERSAMPLING = 4  # draws per group in a resample: see split_half_correlations
 RESAMPLE_CHUNK = 256
 PERMUTATION_CHUNK = 2**17  # ranks held at once: they fit into the cache
 
@@ -52,7 +52,7 @@ class Correlation:
 def split_half_correlations(
     measures: dict[str, Measure],
     pairs: Sequence[tuple[str, str]],
-    images: int,
+    groups: npt.NDArray[np.int64],
     covariates: FloatArray,
     *,
     seed: int,
@@ -63,7 +63,9 @@ def split_half_correlations(
 ) -> list[Correlation]:
     """Correlate pairs of measures over neurons, x from one half of the images and y from the other.
 
-    covariates: (neurons, c), finite; constant or collinear columns count for nothing.
+    groups: (images,), numbers; images of the same number go into the same half, as a measure may take one
+    together with the other. covariates: (neurons, c), finite; constant or collinear columns count for
+    nothing.
 
     All correlations are averages of Fisher z over random splits, both ways (2 * splits pairings); p is that
     of the same average, the neurons of y permuted alike in all pairings (partial: Freedman-Lane on rank
@@ -75,20 +77,22 @@ def split_half_correlations(
 
     The interval is for the mean of that average over new data sets of the same size, on this network: not for
     a correlation without noise. It is Fisher z plus or minus normal quantiles of a bootstrap standard error.
-    One multinomial vector of image weights serves all splits: no image sits in both halves, and the splits
-    share their noise. A plain resample adds the noise of the images a second time: z* is attenuated (basic
-    and percentile intervals are off centre) and varies too little, as rho is a ratio. Resamples of 4 * images
-    draws add a quarter of the noise; their standard deviation counts double (m-out-of-n bootstrap). A
-    resample with a constant or non-finite measure is dropped; no interval if that befalls more than half.
+    One multinomial vector of the groups' weights serves all splits: no image sits in both halves, and the
+    splits share their noise. A plain resample adds the noise of the images a second time: z* is attenuated
+    (basic and percentile intervals are off centre) and varies too little, as rho is a ratio. Resamples of
+    four times as many draws add a quarter of the noise; their standard deviation counts double (m-out-of-n
+    bootstrap). A resample with a constant or non-finite measure is dropped; no interval if that befalls
+    more than half.
 
-    Raises ValueError for fewer than 2 images or covariates that are not finite or not one row per neuron.
+    Raises ValueError for fewer than 2 groups or covariates that are not finite or not one row per neuron.
     """
-    if images < 2 or not np.isfinite(covariates).all():
-        raise ValueError(f"need 2 images or more (got {images}) and finite covariates")
-    in_half = np.tile(np.arange(images) < images // 2, (splits, 1))
-    first = np.random.default_rng([seed, 0]).permuted(in_half, axis=1)
+    numbers, member = np.unique(groups, return_inverse=True)
+    if len(numbers) < 2 or not np.isfinite(covariates).all():
+        raise ValueError(f"need 2 groups of images or more (got {len(numbers)}) and finite covariates")
+    in_half = np.tile(np.arange(len(numbers)) < len(numbers) // 2, (splits, 1))
+    first = np.random.default_rng([seed, 0]).permuted(in_half, axis=1)[:, member]
     used = {name: measures[name] for pair in pairs for name in pair}
-    values = _evaluate(used, np.concatenate([np.ones((1, images)), first, ~first]))
+    values = _evaluate(used, np.concatenate([np.ones((1, len(member))), first, ~first]))
     if any(value.shape[1] != len(covariates) for value in values.values()):
         raise ValueError(f"the covariates have {len(covariates)} rows, not one per neuron")
     finite = {name: np.isfinite(value).all(axis=0) for name, value in values.items()}
@@ -96,7 +100,7 @@ def split_half_correlations(
     halves = {name: value[1:].reshape(2, splits, -1) for name, value in values.items()}
     ranks = _pair_ranks(halves, tasks)
     defined = [i for i, sides in enumerate(ranks) if _is_defined(*sides)]
-    resampled = _bootstrap(used, [tasks[i] for i in defined], first, resamples, seed)
+    resampled = _bootstrap(used, [tasks[i] for i in defined], first, member, resamples, seed)
 
     orders: dict[int, IntArray] = {}
     results = [Correlation(x, y, int(kept.sum())) for x, y, kept in tasks]
@@ -175,15 +179,21 @@ def _rho(z: float, n: int) -> float:
 
 
 def _bootstrap(
-    measures: dict[str, Measure], pairs: Sequence[_Pair], first: BoolArray, resamples: int, seed: int
+    measures: dict[str, Measure],
+    pairs: Sequence[_Pair],
+    first: BoolArray,
+    member: npt.NDArray[np.int64],
+    resamples: int,
+    seed: int,
 ) -> FloatArray:
-    """Average Fisher z under resampled image weights, (pairs, resamples); nan where undefined."""
-    splits, images = first.shape
+    """Average Fisher z under resampled weights of groups, (pairs, resamples); nan where undefined."""
+    splits, groups = len(first), int(member.max()) + 1
     rng = np.random.default_rng([seed, 1])
     total = np.zeros((len(pairs), resamples))
     for start in range(0, resamples, RESAMPLE_CHUNK):
         b = min(RESAMPLE_CHUNK, resamples - start)
-        weights = rng.multinomial(OVERSAMPLING * images, np.full(images, 1 / images), size=b) / OVERSAMPLING
+        drawn = rng.multinomial(OVERSAMPLING * groups, np.full(groups, 1 / groups), size=b)
+        weights = drawn[:, member] / OVERSAMPLING
         for half in first:
             halves = _evaluate(measures, np.concatenate([weights * half, weights * ~half]))
             values = {name: value.reshape(2, b, -1) for name, value in halves.items()}

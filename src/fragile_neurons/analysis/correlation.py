@@ -122,7 +122,7 @@ def summarise_relation(
             correlations = split_half_correlations(
                 measures,
                 asked,
-                len(predictions.label),
+                observed[layer.name].group,
                 covariates,
                 seed=derive_seed(seed, f"correlation of {layer.name} at {epsilon}"),
             )

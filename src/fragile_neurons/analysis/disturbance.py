@@ -32,25 +32,24 @@ class Disturbances:
     disturbance: (epsilons, n, channels), RMS change of the map under FGSM. swap_share, noise_share:
     (epsilons, n, channels), each channel's share of the disturbance by another image's FGSM
     perturbation, and by random signs (mean over draws). swapped: (n,) whether there was another
-    image to take one from. energy: (n, channels), mean square of the clean map.
+    image to take one from. group: (n,) the same number for images that took one another's: their
+    position in the data, the first of them. energy: (n, channels), mean square of the clean map.
     """
 
     disturbance: npt.NDArray[np.float32]
     swap_share: npt.NDArray[np.float32]
     noise_share: npt.NDArray[np.float32]
     swapped: npt.NDArray[np.bool_]
+    group: npt.NDArray[np.int64]
     energy: npt.NDArray[np.float32]
 
     @classmethod
     def join(cls, parts: Sequence[Disturbances]) -> Disturbances:
         """More images."""
-        joined = {
-            field.name: np.concatenate(
-                [getattr(part, field.name) for part in parts], axis=0 if field.name == "swapped" else -2
-            )
-            for field in fields(cls)
-        }
-        return cls(**joined)
+        columns = {field.name: [getattr(part, field.name) for part in parts] for field in fields(cls)}
+        return cls(
+            **{name: np.concatenate(one, -2 if one[0].ndim > 1 else 0) for name, one in columns.items()}
+        )
 
 
 def observe_disturbances(
@@ -88,7 +87,7 @@ def _observe(
     sites = [layer.site(site) for layer in layers]
     logits, sign = gradient_sign(classifier, batch.images, batch.labels)
     usable = (logits.argmax(-1) == batch.labels) & (sign != 0).flatten(1).any(dim=1)
-    partner, swapped = _partners(usable.cpu().numpy(), batch.positions, seed)
+    partner, swapped, group = _partners(usable.cpu().numpy(), batch.positions, seed)
     noise = _noise(sign, data, batch, seed)
     clean = record_maps(classifier, sites, batch.images)
 
@@ -118,6 +117,7 @@ def _observe(
             swap_share=gather(swap, position),
             noise_share=gather(random, position),
             swapped=swapped[: batch.count],
+            group=group[: batch.count],
             energy=clean[position].square().mean(dim=2)[: batch.count].cpu().numpy(),
         )
         for position in range(len(layers))
@@ -132,16 +132,22 @@ def _shares(disturbance: torch.Tensor) -> torch.Tensor:
 
 def _partners(
     usable: npt.NDArray[np.bool_], positions: npt.NDArray[np.int64], seed: int
-) -> tuple[torch.Tensor, npt.NDArray[np.bool_]]:
-    """For each row another usable one, right and with a gradient: a seeded cycle, so nobody gets its own."""
-    partner = np.arange(len(usable))
-    _, first = np.unique(positions, return_index=True)
-    rows = first[usable[first]]
-    cycle = numpy_generator(seed, "swap", int(positions[0])).permutation(rows)
-    partner[cycle] = np.roll(cycle, 1)
+) -> tuple[torch.Tensor, npt.NDArray[np.bool_], npt.NDArray[np.int64]]:
+    """For each row another usable one, right and with a gradient; whether there is one; its group.
+
+    Two and two take each other's, drawn by a seed, of an odd number three in a ring: what moves neurons
+    whichever image it meets, or an image whatever meets it, then cancels within a group.
+    """
+    partner, group = np.arange(len(usable)), positions.copy()
     swapped = np.zeros(len(usable), dtype=np.bool_)
-    swapped[rows] = len(rows) > 1
-    return torch.from_numpy(partner), swapped
+    _, first = np.unique(positions, return_index=True)
+    rows = numpy_generator(seed, "swap", int(positions[0])).permutation(first[usable[first]])
+    if len(rows) > 1:
+        for members in np.split(rows, range(2, len(rows) - 1, 2)):
+            partner[members] = np.roll(members, 1)
+            group[members] = positions[members].min()
+        swapped[rows] = True
+    return torch.from_numpy(partner), swapped, group
 
 
 def _noise(sign: torch.Tensor, data: ImageData, batch: Batch, seed: int) -> torch.Tensor:
