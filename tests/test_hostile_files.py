@@ -637,20 +637,25 @@ for line in (root / "warm.txt").read_text().splitlines():  # what is imported la
 for number, name in enumerate(json.loads((root / "kinds.json").read_text())):
     path, marker = root / str(number) / "it", root / f"ran-{number}"
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew; getrusage's has the parent's in it
-    before, start = megabytes("VmRSS"), time.process_time()  # as on an idle machine
-    try:
-        if name.startswith("weights"):
-            read_weights(path)
-        elif name.startswith("npz"):
-            load_data(f"npz:{path}")[:]
-        else:
-            load_data(f"folder:{path}")[:]
-        outcome, message = "read", ""
-    except InputError as error:
-        outcome, message = "refused", str(error)
-    except BaseException as error:
-        outcome, message = type(error).__name__, str(error)
-    seconds, growth = time.process_time() - start, megabytes("VmHWM") - before
+    before, seconds = megabytes("VmRSS"), float("inf")
+    for _ in range(2):  # once more where that was long: the core may be another's, too
+        start = time.process_time()
+        try:
+            if name.startswith("weights"):
+                read_weights(path)
+            elif name.startswith("npz"):
+                load_data(f"npz:{path}")[:]
+            else:
+                load_data(f"folder:{path}")[:]
+            outcome, message = "read", ""
+        except InputError as error:
+            outcome, message = "refused", str(error)
+        except BaseException as error:
+            outcome, message = type(error).__name__, str(error)
+        seconds = min(seconds, time.process_time() - start)
+        if seconds < 4:
+            break
+    growth = megabytes("VmHWM") - before
     print(json.dumps([name, outcome, message, seconds, growth, marker.exists()]), flush=True)
 """
 
