@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 import fragile_neurons as fn
+from fragile_neurons.classifier import evaluating
 from fragile_neurons.interventions import drop, intervening, record_maps
 from fragile_neurons.neurons import executed_layers
 from fragile_neurons.sweeps.choice import choose_way
@@ -71,3 +74,32 @@ def test_a_run_in_bfloat16_says_so_and_is_another_run(
         assert (other != one).any()
     with pytest.raises(fn.InputError, match="another run"):
         fn.analyze(twin, small_data, output=tmp_path / "full", **options)
+
+
+@pytest.mark.parametrize("sweep", ["exact", "sampled", "reference"])
+def test_in_bfloat16_no_neuron_is_blamed_for_how_a_graph_rounds(sweep: str) -> None:
+    """With its mean taken off the logits, noise lies near boundaries, where a rounding decides the class."""
+    torch.manual_seed(0)
+    first, norm, last = nn.Conv2d(1, 4, 3), nn.BatchNorm2d(32), nn.Linear(32 * 16, 10)
+    module = nn.Sequential(
+        OrderedDict(
+            conv=first, act=nn.ReLU(), deep=nn.Conv2d(4, 32, 3), norm=norm, act2=nn.ReLU(),
+            flatten=nn.Flatten(), fc=last,
+        )
+    )  # fmt: skip
+    assert norm.running_mean is not None
+    assert first.bias is not None
+    nn.init.uniform_(norm.weight, 0.5, 2.0)
+    nn.init.uniform_(norm.running_mean, -0.5, 0.5)
+    with torch.no_grad():
+        first.weight[2], first.bias[2] = 0, 0
+    generator = np.random.default_rng(0)
+    images = generator.random((2_000, 1, 8, 8), dtype=np.float32)
+    twin = fn.Classifier(module).as_dtype("bfloat16")
+    with torch.no_grad(), evaluating(twin):
+        last.bias.sub_(twin(torch.from_numpy(images)).mean(dim=0))
+        labels = twin(torch.from_numpy(images)).argmax(1).numpy()
+    data = fn.ImageData(images, labels, tuple("abcdefghij"))
+    found = fn.dropout(twin, data, sweep=sweep).clean
+    assert found.verdict[2] == "null"
+    assert (found.lost[2], found.gained[2], found.drop[2]) == (0, 0, 0)

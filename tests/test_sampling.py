@@ -155,7 +155,7 @@ class Pool:
         labels = torch.zeros(len(rows), dtype=torch.int64)
         logits = torch.from_numpy(_two_logits(self.after[channel, rows[image]]))
         before = Before(torch.from_numpy(_two_logits(self.margins[rows])), labels)
-        return Answer.of_pairs(logits, before, asked, drawn), int(asked.sum())
+        return Answer.of_pairs(logits, before, before, asked, drawn), int(asked.sum())
 
 
 def _two_logits(margins: Array) -> Array:

@@ -60,13 +60,21 @@ class Answer:
 
     @classmethod
     def of_pairs(
-        cls, logits: torch.Tensor, before: Before, asked: torch.Tensor, sample: Weighted | None
+        cls,
+        logits: torch.Tensor,
+        before: Before,
+        kept: Before,
+        asked: torch.Tensor,
+        sample: Weighted | None,
     ) -> Answer:
-        """logits: (pairs, classes) of the pairs asked, channel by channel. asked: (channels, n) bool."""
+        """logits: (pairs, classes) of the pairs asked, channel by channel. asked: (channels, n) bool.
+
+        before: the network's. kept: what the pairs are compared with, rounded as they are.
+        """
         images = asked.nonzero()[:, 1]
         right, after = before.right, torch.zeros(asked.shape, device=asked.device)
         flipped = torch.zeros_like(asked)
-        flipped[asked] = (logits.argmax(-1) == before.labels[images]) != right[images]
+        flipped[asked] = (logits.argmax(-1) == before.labels[images]) != kept.right[images]
         after[asked] = margins(logits, before.labels[images])
         flips, margin, was = flipped.T.cpu().numpy(), after.T.cpu().numpy(), right.cpu().numpy()[:, None]
         if sample is None:

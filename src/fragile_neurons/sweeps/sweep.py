@@ -71,6 +71,8 @@ class Sweep:
             with torch.no_grad():
                 logits = [classifier(images)]
         self._before = [Before(one, labels) for one in logits]
+        self._is_coarse = classifier.dtype != "float32"
+        self._kept: dict[tuple[Site, int], torch.Tensor] = {}
         self._walks = [way.walk(one, sites) for one in self._turns]
 
     def drop(
@@ -166,11 +168,17 @@ class Sweep:
         answer, logits = self._answer(question, foreseen, site, channels)
         if foreseen is not None:
             return answer, np.where(foreseen.moved.T, np.float32(np.inf), np.float32(0))
-        # compared with the same way's own pass: a dead neuron moves no logit by a rounding
-        pairs = Pairs.where(channels[:1], question.asked.unsqueeze(0))
-        kept = self._walks[question.turn].logits(site, keep, pairs)
+        kept = self._kept_logits(question, site, channels)
         move = (torch.unflatten(logits, 0, (len(channels), -1)) - kept).abs().amax(-1)
         return answer, move.T.cpu().numpy()
+
+    def _kept_logits(self, question: Question, site: Site, channels: Sequence[int]) -> torch.Tensor:
+        """(n, classes) of the same way's own pass: a dead neuron moves no logit by a rounding."""
+        key = (site, question.turn)
+        if key not in self._kept:
+            pairs = Pairs.where(channels[:1], torch.ones_like(question.asked).unsqueeze(0))
+            self._kept[key] = self._walks[question.turn].logits(site, keep, pairs)
+        return self._kept[key]
 
     def _answer(
         self, question: Question, foreseen: Foreseen | None, site: Site, channels: Sequence[int]
@@ -184,7 +192,11 @@ class Sweep:
             asked = torch.from_numpy(sample.drawn).to(asked.device)
         pairs = Pairs.where(channels, asked)
         logits = walk.logits(site, question.replace, pairs) if len(pairs) else before.logits[:0]
-        return Answer.of_pairs(logits, before, asked, sample), logits
+        # in bfloat16 a graph rounds to other predictions than the network, of which no neuron is the cause
+        kept = (
+            Before(self._kept_logits(question, site, channels), self._labels) if self._is_coarse else before
+        )
+        return Answer.of_pairs(logits, before, kept, asked, sample), logits
 
     def _dropped_anew(
         self, site: Site, channels: Sequence[int], values: Sequence[float], transfer: Sequence[Foreseen]
@@ -205,7 +217,7 @@ class Sweep:
         else:
             found = self._way.attack(site, drop(values), pairs, self._images, self._labels, self._epsilons)
         answers = [
-            Answer.of_pairs(logits, before, asked, samples[row] if samples else None)
+            Answer.of_pairs(logits, before, before, asked, samples[row] if samples else None)
             for row, (logits, before) in enumerate(
                 zip(found.adversarial_logits, self._before[1:], strict=True)
             )
