@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,8 @@ from fragile_neurons.attacks.fgsm import fgsm
 from fragile_neurons.classifier import evaluating
 from fragile_neurons.interventions import drop, intervening, record_maps
 from fragile_neurons.losses import margins
-from fragile_neurons.neurons import Layer, Site
+from fragile_neurons.neurons import Layer, Site, executed_layers
+from fragile_neurons.sweeps.choice import choose_way
 from fragile_neurons.sweeps.reference import Reference
 from fragile_neurons.sweeps.sweep import Sweep
 
@@ -193,3 +195,48 @@ def test_the_network_is_as_before_after_an_exception_in_the_middle(
     ):
         small_classifier(images)
     assert state(small_classifier) == before
+
+
+class ByName(nn.Module):
+    """Hands inputs over by name, and keeps where its maxima were."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.norm = nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4)
+        self.pool, self.two = nn.MaxPool2d(2, return_indices=True), nn.Conv2d(4, 4, 3)
+        self.fc = nn.Linear(16, 3)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        maps, _ = self.pool(self.norm(input=self.one(input=images)).relu())
+        found: torch.Tensor = self.fc(input=self.two(input=maps).flatten(1))
+        return found
+
+
+def test_inputs_handed_over_by_name_are_swept_exactly(small_data: fn.ImageData) -> None:
+    torch.manual_seed(0)
+    classifier = fn.Classifier(ByName())
+    options: dict[str, Any] = {"layer": "all", "epsilons": ["0.1"], "mode": "transfer"}
+    images, _ = small_data[:8]
+    sites = [layer.site("conv") for layer in executed_layers(classifier, images) if layer.kind == "Conv2d"]
+    assert choose_way(classifier, sites, images, "auto").name == "exact"
+    fast, slow = (
+        fn.dropout(classifier, small_data, sweep=sweep, **options) for sweep in ("exact", "reference")
+    )
+    np.testing.assert_allclose(fast.margin_drop, slow.margin_drop, atol=1e-5)
+    np.testing.assert_array_equal(fast.clean.drop, slow.clean.drop)
+
+
+def test_whatever_fails_as_a_graph_is_swept_by_hooks(
+    small_classifier: fn.Classifier, small_data: fn.ImageData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise IndexError("tuple index out of range")
+
+    monkeypatch.setattr("fragile_neurons.sweeps.exact.split", fail)
+    images, _ = small_data[:8]
+    (layer, *_) = executed_layers(small_classifier, images)
+    found = choose_way(small_classifier, [layer.site("conv")], images, "auto")
+    assert found.name == "reference"
+    assert "IndexError: tuple index out of range" in found.reason
+    with pytest.raises(fn.InputError, match="the exact sweep cannot be had"):
+        choose_way(small_classifier, [layer.site("conv")], images, "exact")

@@ -57,8 +57,9 @@ def follow(
 
     places: of those inputs that hold channels. shapes: of tensors, by the name of their node.
     """
-    inputs = [one for one in node.all_input_nodes if one in places]
-    first = inputs[0]
+    if node.name not in shapes:  # it puts out several tensors
+        return None
+    first = next(one for one in node.all_input_nodes if one in places)
     place, shape = places[first], shapes[first.name]
     if node.op == "call_module":
         module = modules[str(node.target)]

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import torch
 
 from fragile_neurons.classifier import Classifier, evaluating
-from fragile_neurons.errors import InputError, check_choice
+from fragile_neurons.errors import FragileNeuronsError, InputError, check_choice
 from fragile_neurons.interventions import drop
 from fragile_neurons.neurons import Site
+from fragile_neurons.own import told
 from fragile_neurons.sweeps.exact import Exact
 from fragile_neurons.sweeps.graph import UntraceableError
 from fragile_neurons.sweeps.pairs import Pairs
@@ -41,9 +42,7 @@ def choose_way(classifier: Classifier, sites: Sequence[Site], images: torch.Tens
     if asked == "reference":
         return Choice(Reference(classifier), name, "asked for")
     try:
-        with evaluating(classifier):
-            way = Exact(classifier, images[:CHECKED_IMAGES])
-            _check(way, classifier, sites, images[:CHECKED_IMAGES])
+        way = _checked(classifier, sites, images[:CHECKED_IMAGES])
     except UntraceableError as problem:
         if asked == "exact":
             raise InputError(
@@ -57,6 +56,18 @@ def choose_way(classifier: Classifier, sites: Sequence[Site], images: torch.Tens
             return Choice(Reference(classifier), name, said)
         return Choice(Reference(classifier), "reference", str(problem))
     return Choice(way, name, "the network can be had as a graph" if asked == "auto" else "asked for")
+
+
+def _checked(classifier: Classifier, sites: Sequence[Site], images: torch.Tensor) -> Exact:
+    try:
+        with evaluating(classifier):
+            way = Exact(classifier, images)
+            _check(way, classifier, sites, images)
+    except (FragileNeuronsError, UntraceableError):
+        raise
+    except Exception as error:  # a forward of somebody else's may do what no graph was cut for
+        raise UntraceableError(f"the graph cannot be cut: {told(error)}") from error
+    return way
 
 
 def _check(way: Exact, classifier: Classifier, sites: Sequence[Site], images: torch.Tensor) -> None:

@@ -55,6 +55,7 @@ def trace(module: nn.Module, inputs: torch.Tensor) -> Traced:
     try:
         with evaluating(module):
             graph = copy.deepcopy(fx.symbolic_trace(module))
+            _put_arguments_in_order(graph)
     except Exception as error:  # control flow on values, and whatever else a foreign forward does
         raise UntraceableError(f"torch.fx: {' '.join(str(error).split())[:200]}") from error
     _put_out_of_place(graph)
@@ -85,6 +86,15 @@ def evaluate(
             interpreter.env.update((one, values[one.name]) for one in node.all_input_nodes)
             values[node.name] = interpreter.run_node(node)
     return values
+
+
+def _put_arguments_in_order(graph: fx.GraphModule) -> None:
+    """Let modules be called by position, whatever the names by which their inputs are handed over."""
+    for node in graph.graph.nodes:
+        if node.op == "call_module" and node.kwargs:
+            forward = graph.get_submodule(str(node.target)).forward
+            bound = inspect.signature(forward).bind(*node.args, **node.kwargs)
+            node.args, node.kwargs = bound.args, bound.kwargs
 
 
 def _put_out_of_place(graph: fx.GraphModule) -> None:
