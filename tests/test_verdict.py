@@ -75,6 +75,8 @@ def test_no_robust_gain() -> None:
     nothing = {"clean": pair(950, 965), "fgsm": pair(300, 300), "stronger": {}}
     assert decide(findings(pgd=pair(200, 200), **nothing))[0] == "no robust gain"
     assert decide(findings(pgd=pair(200, 150), **nothing))[0] == "no robust gain"
+    nothing["stronger"] = {"apgd": pair(200, 150, 500)}  # the same loss: there is no gain that could vanish
+    assert decide(findings(pgd=pair(200, 150), **nothing))[0] == "no robust gain"
 
 
 def test_no_better_than_shuffled_gains() -> None:

@@ -93,7 +93,7 @@ def left_over(stronger: Paired, pgd: Paired) -> tuple[float, float, float]:
 
 
 def decide(found: Findings) -> tuple[Verdict, str]:
-    """The first verdict that applies, and why, in words."""
+    """The first verdict that applies, and why, in words; only a gain can vanish."""
     clean, pgd = found.clean.gain, found.pgd.gain
     if not any(pair.excludes_zero for pair in (found.clean, found.fgsm, found.pgd)):
         return "changes nothing", "no difference of accuracy is sure, clean, under FGSM or under PGD"
@@ -103,7 +103,7 @@ def decide(found: Findings) -> tuple[Verdict, str]:
         return "costs more than it brings", f"clean {_pp(clean)}, under PGD {_pp(pgd)}"
     if found.fgsm.is_above and not found.pgd.is_above:
         return "vanishes under stronger attack", f"under FGSM {_pp(found.fgsm.gain)}, under PGD {_pp(pgd)}"
-    for name, pair in found.stronger.items():
+    for name, pair in found.stronger.items() if pgd > 0 else ():
         if left_over(pair, found.pgd)[2] < 0:
             same = found.pgd.first(len(pair.before)).gain
             return "vanishes under stronger attack", f"under PGD {_pp(same)}, under {name} {_pp(pair.gain)}"

@@ -145,7 +145,7 @@ def open_spec(spec: Spec) -> Subject:
         mean=spec.mean,
         std=spec.std,
         device=spec.device,
-    )
+    ).as_dtype(spec.dtype)
     if isinstance(spec, HardenSpec):
         if spec.split != "test":
             raise InputError(
@@ -160,13 +160,14 @@ def open_spec(spec: Spec) -> Subject:
         except MissingSplitError as missing:
             log.warning("no train images, so val is divided to fit and to choose: %s", missing)
         return open_to_harden(spec, classifier, val=images("val", None), test=data, train=train)
-    return open_subject(spec, classifier.as_dtype(spec.dtype), data)
+    return open_subject(spec, classifier, data)
 
 
 def open_to_harden(
     spec: HardenSpec, classifier: Classifier, *, val: ImageData, test: ImageData, train: ImageData | None
 ) -> Subject:
     """Probe, choose the site, and divide the images; raises InputError where that cannot be."""
+    val, test = val.mixed(spec.seed), test.mixed(spec.seed)
     refuse_other_dtypes(classifier)
     refuse_unlike({"val": val, "train": train}, test)
     refuse_overlap({"val": val, "train": train, "test": test})
@@ -195,7 +196,7 @@ def open_to_harden(
         )
         scoring = open_subject(asked, classifier, few)
     found = FoundToHarden(
-        **_found(spec, classifier, test, selection),
+        **_found(classifier, test, selection),
         val_sha256=val.sha256,
         train_sha256=None if train is None else train.sha256,
         fitted_on=fitted_on,
@@ -220,7 +221,7 @@ def open_subject(spec: Spec, classifier: Classifier, data: ImageData) -> Subject
             batch, checks = probed(classifier, data)
             selection = Selection((), (), "", batch.images, checks)
     found = Found(
-        **_found(spec, classifier, data, selection),
+        **_found(classifier, data, selection),
         attacks_sha256=_attacks_sha256(spec),
         sweep=choice.name if choice else None,
         sweep_reason=choice.reason if choice else None,
@@ -233,7 +234,7 @@ def open_subject(spec: Spec, classifier: Classifier, data: ImageData) -> Subject
     return Subject(spec.model_copy(update=update), classifier, data, selection, way)
 
 
-def _found(spec: Spec, classifier: Classifier, data: ImageData, selection: Selection) -> dict[str, Any]:
+def _found(classifier: Classifier, data: ImageData, selection: Selection) -> dict[str, Any]:
     """What the probe of every command finds."""
     return {
         "images": len(data),
