@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import fragile_neurons as fn
-from fragile_neurons.analysis.disturbance import Disturbances, _partners
+from fragile_neurons.analysis.disturbance import Disturbances, _partners, observe_disturbances
 from fragile_neurons.analysis.predictions import Predictions
 from fragile_neurons.analysis.selection import Selection, select
 from fragile_neurons.analysis.targeting import Targeting, summarise_targeting
@@ -83,7 +83,7 @@ def test_the_swap_control_is_over_images_that_had_a_partner(summary: Targeting) 
 
 @pytest.mark.parametrize("last", [17, 16])
 def test_partners_are_two_and_two_of_the_usable_rows_or_three(last: int) -> None:
-    usable = np.arange(20) % 3 != 0
+    usable = (np.arange(20) % 3 != 0) & (np.arange(20) < last)
     positions = 40 + np.arange(20) % last  # the last rows are filling
     rows = np.flatnonzero(usable[:last])
     for seed in range(20):
@@ -100,6 +100,19 @@ def test_partners_are_two_and_two_of_the_usable_rows_or_three(last: int) -> None
     lone = np.zeros(20, bool)
     lone[4] = True
     assert not _partners(lone, positions, 0)[1].any()
+
+
+def test_no_image_takes_the_attack_of_the_filling_of_its_batch(
+    small_classifier: fn.Classifier, small_data: fn.ImageData
+) -> None:
+    layers = select(small_classifier, small_data).layers
+    for seed in range(5):
+        options = {"batch_size": 16, "seed": seed}
+        observed = observe_disturbances(small_classifier, small_data, layers, "conv", EPSILON, **options)
+        group, swapped = observed["conv1"].group, observed["conv1"].swapped
+        assert [group[start : start + 16].min() >= start for start in (0, 16, 32)] == [True] * 3
+        _, sizes = np.unique(group[swapped], return_counts=True)
+        assert sizes.min() >= 2
 
 
 def test_controls_sum_to_one_though_some_images_have_no_gradient() -> None:

@@ -87,6 +87,7 @@ def _observe(
     sites = [layer.site(site) for layer in layers]
     logits, sign = gradient_sign(classifier, batch.images, batch.labels)
     usable = (logits.argmax(-1) == batch.labels) & (sign != 0).flatten(1).any(dim=1)
+    usable[batch.count :] = False  # filling: these images are of other groups, in a batch of their own
     partner, swapped, group = _partners(usable.cpu().numpy(), batch.positions, seed)
     noise = _noise(sign, data, batch, seed)
     clean = record_maps(classifier, sites, batch.images)
@@ -99,7 +100,8 @@ def _observe(
     for epsilon in epsilons:
         struck.append(disturbances(sign, epsilon))
         swap.append([_shares(one) for one in disturbances(sign[partner], epsilon)])
-        draws = [[_shares(one) for one in disturbances(direction, epsilon)] for direction in noise]
+        moved = (disturbances(direction * sign.abs(), epsilon) for direction in noise)  # zero where FGSM's is
+        draws = [[_shares(one) for one in draw] for draw in moved]
         random.append([torch.stack(draw).mean(dim=0) for draw in zip(*draws, strict=True)])
 
     def gather(by_epsilon: list[list[torch.Tensor]], position: int) -> Array:
@@ -140,8 +142,7 @@ def _partners(
     """
     partner, group = np.arange(len(usable)), positions.copy()
     swapped = np.zeros(len(usable), dtype=np.bool_)
-    _, first = np.unique(positions, return_index=True)
-    rows = numpy_generator(seed, "swap", int(positions[0])).permutation(first[usable[first]])
+    rows = numpy_generator(seed, "swap", int(positions[0])).permutation(np.flatnonzero(usable))
     if len(rows) > 1:
         for members in np.split(rows, range(2, len(rows) - 1, 2)):
             partner[members] = np.roll(members, 1)
@@ -151,12 +152,11 @@ def _partners(
 
 
 def _noise(sign: torch.Tensor, data: ImageData, batch: Batch, seed: int) -> torch.Tensor:
-    """(draws, *images) random signs, zero where FGSM's sign is; the draws belong to the image."""
+    """(draws, *images) random signs, int8; the draws belong to the image."""
     draws = [
         numpy_generator(seed, "noise", int(index)).integers(
             0, 2, (NOISE_DRAWS, *sign.shape[1:]), dtype=np.int8
         )
         for index in data.indices[batch.positions]
     ]
-    signs = torch.from_numpy(np.stack(draws, axis=1)).to(sign.device) * 2 - 1
-    return signs * sign.abs()
+    return torch.from_numpy(np.stack(draws, axis=1)).to(sign.device) * 2 - 1
