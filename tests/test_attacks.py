@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import warnings
+from collections import OrderedDict
 from collections.abc import Sequence
 from fractions import Fraction
 from functools import partial
@@ -16,6 +17,7 @@ import torch
 from torch import nn
 
 import fragile_neurons as fn
+from fragile_neurons.analysis.robustness import observe_attack
 from fragile_neurons.attacks import autoattack
 from fragile_neurons.attacks.apply import Attack, apply_attack, counting
 from fragile_neurons.attacks.autoattack import SEEDS, square, standard_set
@@ -542,3 +544,34 @@ def test_accuracy_has_n_and_interval(small_classifier: fn.Classifier, small_data
     )
     assert rows[4]["value"] == counted
     assert rows[4]["low"] < rows[4]["value"] < rows[4]["high"]
+
+
+def test_an_image_that_only_the_attack_makes_right_is_not_robust(tmp_path: Path) -> None:
+    """Class 1 is a pixel far from 0.5; a step of 0.3 takes the first image, wrong at 0.45, beyond it."""
+    module = nn.Sequential(
+        OrderedDict(conv=nn.Conv2d(1, 2, 1), act=nn.ReLU(), flatten=nn.Flatten(), fc=nn.Linear(2, 2))
+    )
+    weights = {
+        "conv.weight": [[[[1.0]]], [[[-1.0]]]], "conv.bias": [-0.5, 0.5],
+        "fc.weight": [[0.0, 0.0], [1.0, 1.0]], "fc.bias": [0.0, -0.1],
+    }  # fmt: skip
+    module.load_state_dict({name: torch.tensor(values) for name, values in weights.items()})
+    pixels = np.array([0.45, 0.95, 0.05, 0.52], np.float32).reshape(4, 1, 1, 1)
+    data = fn.ImageData(pixels, np.array([1, 1, 1, 0]), ("near", "far"))
+    classifier = fn.Classifier(module)
+    attempts = observe_attack(classifier, data, "fgsm", [Fraction(3, 10)], batch_size=4, seed=0)
+    assert (attempts.prediction[0] == data.labels).tolist() == [True, True, True, False]
+    found = fn.robust_accuracy(classifier, data, epsilons=["0", "0.3"])
+    assert found.right.tolist() == [[False, True, True, True], [False, True, True, False]]
+    run = fn.analyze(classifier, data, epsilons=["0.3"], output=tmp_path / "run")
+    assert [row["value"] for row in run.summary["robust_accuracy"]] == [0.5]
+
+
+def test_robust_accuracy_of_what_is_no_classifier_of_the_data_is_refused(
+    small_classifier: fn.Classifier, small_data: fn.ImageData
+) -> None:
+    colour = fn.ImageData(
+        np.repeat(np.asarray(small_data.images), 3, axis=1), small_data.labels, small_data.classes
+    )
+    with pytest.raises(InputError, match="the network cannot process these images"):
+        fn.robust_accuracy(small_classifier, colour, epsilons=[0.1])

@@ -10,6 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from fragile_neurons.analysis.predictions import observe_predictions
+from fragile_neurons.analysis.selection import probed
 from fragile_neurons.attacks.apply import apply_attack
 from fragile_neurons.attacks.catalogue import find_attack
 from fragile_neurons.attacks.smallest import smallest_fooling_epsilons
@@ -126,7 +128,7 @@ def observe_smallest(
 class RobustAccuracy:
     """One attack over a grid of budgets.
 
-    right: (epsilons, n) bool, classified right under attack. labels: (n,) positions in `classes`.
+    right: (epsilons, n) bool, classified right clean and under attack. labels: (n,) positions in `classes`.
     """
 
     attack: str
@@ -179,6 +181,8 @@ def robust_accuracy(
             allowed="at least one; 0 is clean",
             fix="e.g. [0, 0.1]",
         )
+    probed(classifier, data)
     found = observe_attack(classifier, data, attack, grid, batch_size=batch_size, seed=seed)
-    right = np.equal(found.prediction, data.labels)
+    clean = observe_predictions(classifier, data, (), batch_size=batch_size).right
+    right = np.equal(found.prediction, data.labels) & clean
     return RobustAccuracy(attack, grid, right, data.labels, data.classes)

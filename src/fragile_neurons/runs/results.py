@@ -67,7 +67,11 @@ def collect_results(subject: Subject, ledger: Ledger) -> Results:
     return Results(
         predictions=predictions,
         robust=RobustAccuracy(
-            "fgsm", epsilons, predictions.adv_right, predictions.label, subject.data.classes
+            "fgsm",
+            epsilons,
+            predictions.adv_right & predictions.right,
+            predictions.label,
+            subject.data.classes,
         ),
         dropout=dropout,
         targeting=targeting,
