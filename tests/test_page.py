@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 from collections import OrderedDict
+from fractions import Fraction
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -299,6 +300,9 @@ def test_a_page_that_a_run_does_not_have_is_an_error(run: Run, tmp_path: Path) -
     with pytest.raises(InputError, match="the run has no such layer") as told:
         write_figures(run, tmp_path, layer="conv9")
     assert "conv9" in str(told.value)
+    (epsilon,) = run.summary["spec"]["epsilons"][-1:]
+    for same in (f"{epsilon}0", Fraction(epsilon)):
+        assert write_figures(run, tmp_path, epsilon=str(same))
     with pytest.raises(InputError, match="the run has no such epsilon"):
         write_figures(run, tmp_path, epsilon="0.3")
     with pytest.raises(InputError, match="format"):
@@ -409,3 +413,29 @@ def test_a_chart_of_a_result(small_classifier: Classifier, small_data: ImageData
         assert (tmp_path / "chart.svg").read_text().startswith("<svg")
     with pytest.raises(InputError, match="no such neurons"):
         fn.chart(drop, layer="conv9")
+    for epsilon in (0.05, "0.050", Fraction(1, 20)):
+        assert fn.chart(drop, layer="conv2", epsilon=epsilon).to_dict() == drawn.to_dict()
+    with pytest.raises(InputError, match="no chart of this alone"):
+        fn.chart(fn.cumulative(small_classifier, small_data))  # type: ignore[arg-type]
+
+
+def test_a_chart_says_what_its_verdicts_were_reached_by(
+    small_classifier: Classifier, small_data: ImageData
+) -> None:
+    options: dict[str, Any] = {"epsilons": ["0.1"], "mode": "transfer"}
+    tested = fn.dropout(small_classifier, small_data, tolerance=0.05, **options)
+    text = json.dumps(fn.chart(tested).to_dict())
+    assert "no verdicts" in text
+    assert '"high": 0.05' in text
+    simple = fn.dropout(small_classifier, small_data, verdict_rule="below-mean", **options)
+    assert '"high": 0.0' not in json.dumps(fn.chart(simple).to_dict())
+
+
+def test_a_page_of_the_simpler_rule_has_its_own_caption(
+    small_classifier: Classifier, small_data: ImageData, tmp_path: Path
+) -> None:
+    options: dict[str, Any] = {"epsilons": ["0.1"], "verdict_rule": "below-mean"}
+    made = fn.analyze(small_classifier, small_data, output=tmp_path / "run", **options)
+    text = (made.folder / "report.html").read_text(encoding="utf-8")
+    assert "no lower than the mean of its layer" in text
+    assert "grey band" not in text

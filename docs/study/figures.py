@@ -10,8 +10,8 @@ import numpy as np
 from kept import Found, Kept, can_be_asked, runs
 
 from fragile_neurons.analysis.verdicts import VERDICTS
+from fragile_neurons.hardening.trials import SHUFFLED
 from fragile_neurons.norms import parse_epsilon
-from fragile_neurons.report import hardening
 from fragile_neurons.report.drawing import BLUE, GREEN, GREY, ORANGE, VERMILION, verdict_colour
 
 PALE = "#cccccc"
@@ -232,7 +232,7 @@ def layers() -> alt.TopLevelMixin:
     )
 
 
-KINDS = {"original": BLUE, "hardened": ORANGE, hardening.SHUFFLED: "#00000055", "inverted": GREEN}
+KINDS = {"original": BLUE, "hardened": ORANGE, SHUFFLED: "#00000055", "inverted": GREEN}
 
 
 def hardened() -> alt.TopLevelMixin:

@@ -11,6 +11,7 @@ import numpy as np
 from kept import HERE, Column, Found, Kept, can_be_asked, runs
 from scipy.stats import permutation_test, rankdata
 
+from fragile_neurons.hardening.trials import SHUFFLED
 from fragile_neurons.report import hardening
 from fragile_neurons.report.sentences import accuracy, condition, number, percent
 from fragile_neurons.split_half import MIN_RELIABILITY
@@ -338,7 +339,7 @@ def hardening_controls() -> str:
     for run in runs("harden"):
         found = run.summary["hardening"]["accuracies"]
         by = {row["network"]: row for row in found if row["attack"] == "pgd-10"}
-        shuffled = [row["value"] for name, row in by.items() if name.startswith(hardening.SHUFFLED)]
+        shuffled = [row["value"] for name, row in by.items() if name.startswith(SHUFFLED)]
         if "hardened" in by:
             cells = [accuracy(by["original"]), accuracy(by["hardened"])]
             better = sum(value >= by["hardened"]["value"] for value in shuffled)

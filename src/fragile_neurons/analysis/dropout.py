@@ -92,6 +92,7 @@ class Dropout:
     epsilons: tuple[Fraction, ...]
     site: str
     mode: str
+    rule: Rule
     clean: Drops
     adv: tuple[Drops, ...]
     margin_drop: Array
@@ -147,6 +148,7 @@ def summarise_dropout(
         epsilons=tuple(epsilons),
         site=selection.site,
         mode=mode,
+        rule=rule,
         clean=clean,
         adv=adv,
         margin_drop=(predictions.margin[:, None].astype(np.float64) - dropped.clean_margin).mean(axis=0),
@@ -171,6 +173,8 @@ def observe_drops(
     seed: int = 0,
 ) -> Dropped:
     """Drop every chosen neuron in turn, on all images or, sampled, on as few as the standard error allows."""
+    check_choice("mode", mode, MODES)
+    check_choice("replace", replace, REPLACEMENTS)
     way = choose_way(classifier, selection.sites, selection.images, sweep).way
     values = {
         layer.name: replacements(

@@ -30,12 +30,13 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True, eq=False)
 class Patching:
-    """Which neurons carry the attack; (epsilons, neurons), fractions with 95 % Wilson intervals.
+    """Which neurons carry the attack; (epsilons, neurons), fractions with 95 % intervals.
 
     rescue: of the fooled images, those right again when the neuron alone has its clean map in the
     adversarial pass. inject: of the images right clean, those wrong when it alone has its adversarial
     map in the clean pass. fooled, right: (epsilons,) how many images these are. Empty (nan) where
-    there are none, at epsilon 0, and in a layer that a pass calls more than once.
+    there are none, at epsilon 0, and in a layer that a pass calls more than once. Intervals are Wilson's,
+    of a sampled sweep those of stats.sampled_difference.
     """
 
     neurons: tuple[Neuron, ...]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from fractions import Fraction
 from functools import cache
-from typing import Any
+from typing import Any, get_args
 
 import altair as alt
 
@@ -12,9 +13,11 @@ from fragile_neurons.analysis.dropout import Dropout
 from fragile_neurons.analysis.patching import Patching
 from fragile_neurons.analysis.robustness import RobustAccuracy
 from fragile_neurons.analysis.targeting import Targeting
+from fragile_neurons.analysis.verdicts import Rule
 from fragile_neurons.errors import InputError
-from fragile_neurons.norms import format_epsilon
-from fragile_neurons.report.datasets import HARDENED, ORIGINAL, Dataset, named, neuron_rows
+from fragile_neurons.hardening.trials import HARDENED, ORIGINAL, SHUFFLED
+from fragile_neurons.norms import format_epsilon, parse_epsilon
+from fragile_neurons.report.datasets import Dataset, named, neuron_rows
 from fragile_neurons.report.drawing import (
     CHOSEN,
     GREY,
@@ -29,7 +32,6 @@ from fragile_neurons.report.drawing import (
     points,
     rows_of,
 )
-from fragile_neurons.report.hardening import SHUFFLED
 from fragile_neurons.report.neuron_charts import (
     by_class_figure,
     cumulative_figure,
@@ -41,14 +43,16 @@ from fragile_neurons.report.neuron_charts import (
 def figures(
     made: dict[str, Dataset],
     *,
-    tolerance: float = 0.01,
+    rule: Rule | None = None,
     chance: float | None = None,
     transfer: bool = False,
 ) -> dict[str, Figure]:
     """Every chart that there are rows for, by name.
 
-    tolerance: of verdicts. chance: an accuracy. transfer: dropped networks saw images made on the whole one.
+    rule: of verdicts, by default the default one. chance: an accuracy. transfer: dropped networks saw images
+    made on the whole one.
     """
+    rule = rule or Rule()
     drawn: dict[str, Callable[[], list[tuple[str, Figure]]]] = {
         "accuracy": lambda: [
             (
@@ -56,7 +60,7 @@ def figures(
                 _accuracy(*(_values(made["accuracy"], one) for one in ("attack", "network")), chance),
             )
         ],
-        "neurons": lambda: neuron_figures(made["neurons"], tolerance, transfer=transfer),
+        "neurons": lambda: neuron_figures(made["neurons"], rule, transfer=transfer),
         "targeting": lambda: [("fooled-and-resisted", groups_figure())],
         "by class": lambda: [("targeting-by-class", by_class_figure())],
         "cumulative": lambda: [
@@ -222,18 +226,30 @@ def _controls() -> Figure:
 Result = Dropout | Targeting | Patching | RobustAccuracy
 
 
-def chart(result: Result, *, layer: str | None = None, epsilon: str | None = None) -> alt.TopLevelMixin:
+def chart(
+    result: Result, *, layer: str | None = None, epsilon: str | float | Fraction | None = None
+) -> alt.TopLevelMixin:
     """The chart of a result, for a notebook or `.save("x.svg")`.
 
     layer, epsilon: of a result that has several; by default the first layer and the largest epsilon.
+    Raises InputError for another result, and where it has no such layer or epsilon.
     """
+    options: dict[str, Any] = {}
+    if not isinstance(result, Result):
+        raise InputError(
+            "there is no chart of this alone",
+            given=type(result).__name__,
+            allowed=", ".join(one.__name__ for one in get_args(Result)),
+            fix="run fn.analyze or fn.harden: figures and report.html show the rest",
+        )
     if isinstance(result, RobustAccuracy):
         made = {"accuracy": Dataset("Accuracy", _curve_rows(result))}
         name = "accuracy"
     else:
         grid = [format_epsilon(one) for one in result.epsilons]
         rows = neuron_rows(result.to_table().to_pylist(), grid)
-        chosen = {"layer": layer or rows[0]["layer"], "epsilon": epsilon or (grid[-1] if grid else None)}
+        at = None if epsilon is None else format_epsilon(parse_epsilon(epsilon))
+        chosen = {"layer": layer or rows[0]["layer"], "epsilon": at or (grid[-1] if grid else None)}
         made = {"neurons": Dataset("Neurons", rows, ("layer", "epsilon")).page(**chosen)}
         name = {Dropout: "dropout", Targeting: "targeting", Patching: "patching"}[type(result)]
         if not made["neurons"].rows:
@@ -243,7 +259,9 @@ def chart(result: Result, *, layer: str | None = None, epsilon: str | None = Non
                 allowed=f"layers {', '.join({row['layer'] for row in rows})}; epsilons {', '.join(grid)}",
                 fix="choose layer and epsilon of the result",
             )
-    figure = figures(made)[name]
+    if isinstance(result, Dropout):
+        options = {"rule": result.rule, "transfer": result.mode == "transfer"}
+    figure = figures(made, **options)[name]
     drawn: alt.TopLevelMixin = alt.Chart.from_dict(figure.drawn(made[figure.dataset].rows))
     return drawn
 

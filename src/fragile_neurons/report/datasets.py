@@ -8,14 +8,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from fragile_neurons.report.hardening import ATTACKS, SHUFFLED
+from fragile_neurons.hardening.trials import HARDENED, ORIGINAL, SHUFFLED
+from fragile_neurons.report.hardening import ATTACKS
 from fragile_neurons.runs.run import Run
 
 Row = dict[str, Any]
 
 MOST_CLASSES = 50  # in a chart with a row for each
 DIGITS = 6  # significant ones; the run's own files have all
-ORIGINAL, HARDENED = "original", "hardened"
 NAMES = {"fgsm": "FGSM", "pgd": "PGD", "pgd-margin": "PGD on the margin", "autoattack": "AutoAttack"}
 NEURON_COLUMNS = (
     "clean_drop", "clean_low", "clean_high", "clean_lost", "clean_gained", "clean_q", "clean_verdict",

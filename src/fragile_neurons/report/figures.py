@@ -11,6 +11,7 @@ import vl_convert
 from pyarrow import csv
 
 from fragile_neurons.errors import InputError, check_choice
+from fragile_neurons.norms import format_epsilon, parse_epsilon
 from fragile_neurons.report.cells import cell
 from fragile_neurons.report.datasets import Dataset, datasets
 from fragile_neurons.report.drawing import Figure
@@ -43,7 +44,8 @@ def write_figures(
     for name in formats:
         check_choice("format", name, list(FORMATS))
     layers, epsilons = pages(run)
-    chosen = {"layer": layer or layers[0], "epsilon": epsilon or epsilons[-1]}
+    at = None if epsilon is None else format_epsilon(parse_epsilon(epsilon))
+    chosen = {"layer": layer or layers[0], "epsilon": at or epsilons[-1]}
     for name, allowed in (("layer", layers), ("epsilon", epsilons)):
         if chosen[name] not in allowed:
             raise InputError(

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from fragile_neurons.attacks.autoattack import INSTALL
+from fragile_neurons.hardening.trials import SHUFFLED
 from fragile_neurons.report.sentences import accuracy, points
 
 Found = dict[str, Any]
 ATTACKS = {"fgsm": "FGSM", "pgd": "PGD-20 x 5", "apgd": "APGD-CE + T", "pgd-10": "PGD-10"}
-SHUFFLED = "shuffled"
 
 HEADER = ["attack", "epsilon", "original", "hardened", "difference, pp", "n"]
 OTHERS = ["network", "numbers", "seconds", "clean", "PGD-20 x 5", "hardened - it, pp"]

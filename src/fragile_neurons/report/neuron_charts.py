@@ -6,7 +6,7 @@ from functools import cache
 
 import altair as alt
 
-from fragile_neurons.analysis.verdicts import VERDICTS
+from fragile_neurons.analysis.verdicts import VERDICTS, Rule
 from fragile_neurons.report.datasets import Dataset
 from fragile_neurons.report.drawing import (
     BLUE,
@@ -38,9 +38,9 @@ def _along(rank: str) -> alt.X:
     return alt.X("neuron:N", sort=alt.EncodingSortField(rank), title=None, axis=axis)
 
 
-def neuron_figures(made: Dataset, tolerance: float, *, transfer: bool) -> list[tuple[str, Figure]]:
+def neuron_figures(made: Dataset, rule: Rule, *, transfer: bool) -> list[tuple[str, Figure]]:
     columns = set(made.columns)
-    drawn = [("dropout", _dropout(tolerance, attacked="adv_drop" in columns, transfer=transfer))]
+    drawn = [("dropout", _dropout(rule, attacked="adv_drop" in columns, transfer=transfer))]
     if "share" in columns:
         drawn.append(("targeting", _targeting()))
         drawn.append(("relation", _relation(excess="excess" in columns)))
@@ -49,8 +49,8 @@ def neuron_figures(made: Dataset, tolerance: float, *, transfer: bool) -> list[t
     return drawn
 
 
-def _bars(prefix: str, title: str, tolerance: float) -> Panel:
-    """Drops in order of fragility, with intervals, and the band within which a neuron is robust."""
+def _bars(prefix: str, title: str, rule: Rule) -> Panel:
+    """Drops in order of fragility, with intervals, and the band within which a neuron is robust, if any."""
     low, high, drop = (f"{prefix}_{name}" for name in ("low", "high", "drop"))
     base = rows_of("neurons").encode(x=_along("fragility_rank"))
     y = alt.Y(f"{drop}:Q", title="accuracy lost", axis=alt.Axis(format="+.1%"), stack=None)
@@ -61,21 +61,29 @@ def _bars(prefix: str, title: str, tolerance: float) -> Panel:
         tooltip=["neuron:N", f"{prefix}_verdict:N", *points(drop, low, high), "margin_drop:Q"],
     )
     intervals = base.mark_rule(strokeWidth=1.2, color=GREY).encode(y=f"{low}:Q", y2=f"{high}:Q")
-    edges = alt.Chart(alt.InlineData(values=[{"low": -tolerance, "high": tolerance}]))
-    band = edges.mark_rect(opacity=0.13, color=GREY).encode(y="low:Q", y2="high:Q")
-    return alt.layer(band, bars, intervals).properties(width=WIDTH, height=HEIGHT - 40, title=title)
+    layers = [bars, intervals]
+    if rule.name == "tested":
+        edges = alt.Chart(alt.InlineData(values=[{"low": -rule.tolerance, "high": rule.tolerance}]))
+        layers.insert(0, edges.mark_rect(opacity=0.13, color=GREY).encode(y="low:Q", y2="high:Q"))
+    return alt.layer(*layers).properties(width=WIDTH, height=HEIGHT - 40, title=title)
+
+
+ROBUST = {
+    "tested": "Robust: the whole interval lies inside the grey band.",
+    "below-mean": "Robust: the accuracy without it is no lower than the mean of its layer.",
+}
 
 
 @cache
-def _dropout(tolerance: float, *, attacked: bool, transfer: bool) -> Figure:
-    panels = [_bars("clean", "clean", tolerance)]
+def _dropout(rule: Rule, *, attacked: bool, transfer: bool) -> Figure:
+    panels = [_bars("clean", "clean", rule)]
     if attacked:
         title = "images attacked on the whole network: no verdicts" if transfer else "attacked anew"
-        panels.append(_bars("adv", title, tolerance))
+        panels.append(_bars("adv", title, rule))
     return Figure(
         "Nodal dropout",
         "Accuracy lost when one neuron is dropped, in both panels in order of the clean margin drop, with "
-        "95 % intervals. Upwards: worse without it. Robust: the whole interval lies inside the grey band.",
+        f"95 % intervals. Upwards: worse without it. {ROBUST[rule.name]}",
         "neurons",
         alt.vconcat(*panels),
     )
@@ -152,7 +160,7 @@ def _patching() -> Figure:
     return Figure(
         "Which neurons carry the attack",
         "Rescue: of the fooled images, those right again when this neuron alone gets its clean map. Inject: "
-        "of those right, those broken when it alone gets its attacked map. 95 % Wilson intervals; neurons in "
+        "of those right, those broken when it alone gets its attacked map. 95 % intervals; neurons in "
         "order of share.",
         "neurons",
         alt.vconcat(panel("rescue", GREEN, "rescue"), panel("inject", VERMILION, "inject")),

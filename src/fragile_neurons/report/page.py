@@ -14,6 +14,7 @@ import vl_convert
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from fragile_neurons.analysis.verdicts import Rule
 from fragile_neurons.errors import InputError
 from fragile_neurons.report import evaluation, hardening, sentences
 from fragile_neurons.report.cells import cell
@@ -100,7 +101,8 @@ def figures_of(run: Run, made: dict[str, Dataset]) -> dict[str, Figure]:
     spec, classes = run.summary["spec"], run.summary["data"].get("classes")
     chance = 1 / len(classes) if classes else None
     transfer = spec.get("mode") == "transfer"
-    return figures(made, tolerance=spec.get("tolerance", 0.01), chance=chance, transfer=transfer)
+    rule = Rule(spec.get("verdict_rule", "tested"), spec.get("tolerance", 0.01))
+    return figures(made, rule=rule, chance=chance, transfer=transfer)
 
 
 def pages(run: Run) -> tuple[list[str | None], list[str | None]]:

@@ -11,9 +11,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from fragile_neurons.analysis.examples import STEPS
+
 Array = npt.NDArray[Any]
 
-STEPS = 127
 MIDDLE = 128
 BLUE, WHITE, ORANGE = (0, 90, 160), (247, 247, 247), (200, 80, 0)
 

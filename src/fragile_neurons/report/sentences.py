@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from fragile_neurons.analysis.verdicts import FEWEST
+from fragile_neurons.analysis.verdicts import FEWEST, SIGNIFICANT
 
-SIGNIFICANT = 0.05
 MOST_LAYERS = 3  # named in one sentence
 
 HEADLINES_EXPLAINED = (
@@ -18,7 +17,7 @@ HEADLINES_EXPLAINED = (
 
 
 def accuracy(found: dict[str, Any]) -> str:
-    """99.10 % [98.59, 99.43]"""
+    """99.1 % [98.6, 99.4]"""
     low, high = (100 * bound for bound in found["ci95"])
     return f"{100 * found['value']:.1f} % [{low:.1f}, {high:.1f}]"
 
@@ -76,7 +75,7 @@ def patching(found: dict[str, Any]) -> str:
 
 
 def cumulative(found: dict[str, Any]) -> str:
-    """What half of a layer's neurons are worth together, by order, clean."""
+    """What the largest group dropped of a layer's neurons is worth, by order, clean."""
     rows = [row for row in found["cumulative"] if row["epsilon"] is None]
     last = {row["layer"]: row for row in rows}  # the largest step of each layer
     said = []

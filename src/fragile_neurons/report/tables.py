@@ -81,7 +81,7 @@ def _analysis(run: Run) -> list[str]:
     parts = [
         f"# {escape(found['model']['name'])} on {escape(data['name'])}",
         f"{data['n']:,} {escape(data['split'])} images; {escape(layers)}; site {found['site']}. "
-        "Accuracies with 95 % Wilson intervals; drops in percentage points (pp) with 95 % Tango intervals. "
+        "Accuracies with 95 % Wilson intervals; drops in percentage points (pp) with 95 % intervals. "
         + escape(sentences.sweep(found)),
         "## Accuracy",
         table(
