@@ -234,7 +234,7 @@ def test_an_impossible_epsilon_is_refused(command: Command, text: str, holds: li
         ("--tolerance 100pp", ["given:   1.0", "less than 1"]),
         ("--batch-size 3", ["given:   3", "greater than or equal to 4"]),
         ("--mean x", ["--mean", "given:   x"]),
-        ("--mean 0.5", ["mean and std", "given:   mean=(0.5,), std=None", "both or neither"]),
+        ("--mean 0.5", ["mean and std", "given:   mean=[0.5], std=None", "both or neither"]),
         ("--mean 0 --std 0", ["std is not positive", "given:   [0.0]"]),
         ("--mean nan --std 1", ["mean is not finite", "given:   [nan]"]),
         ("--mean 0,0,0 --std 1,1,1", ["channels", "mean and std of 3 channels"]),

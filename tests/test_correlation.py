@@ -176,3 +176,21 @@ def test_precision_counts_the_fragile_among_the_most_targeted(
     found = observed.relation(observed.disturbances, declared).precisions[0]
     assert (found.fragile, found.precision) == (2, precision)
     np.testing.assert_allclose(found.p, p)
+
+
+def test_correlate_refuses_the_options_that_dropout_refuses(
+    small_classifier: fn.Classifier, small_data: fn.ImageData
+) -> None:
+    wrongs: list[dict[str, Any]] = [{"mode": "adaptve"}, {"replace": "noise"}]
+    for wrong in wrongs:
+        for function in (fn.dropout, fn.correlate, fn.cumulative):
+            with pytest.raises(fn.InputError, match=f"there is no such {next(iter(wrong))}"):
+                function(small_classifier, small_data, epsilons=["0.1"], **wrong)
+
+
+def test_of_a_handful_of_images_nothing_is_correlated(
+    small_classifier: fn.Classifier, small_data: fn.ImageData
+) -> None:
+    few = small_data.take(np.arange(3))
+    relation = fn.correlate(small_classifier, few, epsilons=["0.05"])
+    assert all(np.isnan(pair.correlation.spearman) for pair in relation.pairs)

@@ -363,9 +363,7 @@ def test_weights_are_those_of_groups(labels: npt.NDArray[np.int64]) -> None:
 
 def test_arguments_are_checked() -> None:
     x = noiseless(np.arange(5.0))
-    with pytest.raises(ValueError, match="2 groups"):
-        correlate(x, x, images=1, neurons=5)
-    with pytest.raises(ValueError, match="finite covariates"):
+    with pytest.raises(ValueError, match="covariates are not finite"):
         correlate(x, x, images=9, neurons=5, covariates=np.full((5, 1), math.nan))
     with pytest.raises(ValueError, match="covariates have 4 rows"):
         correlate(x, x, images=9, neurons=4)

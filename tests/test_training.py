@@ -567,6 +567,11 @@ def test_what_cannot_be_trained_is_refused_before_anything_is_written(
     for model, data in (("vgg", "toy"), ("tiny", "imagenet")):
         with pytest.raises(InputError, match="there is no such"):
             list(train_model(model, data, output=tmp_path / "out", schedule=Schedule(epochs=1), command=""))
+    of_colour = train_model(
+        "cifar10-resnet20", "toy", output=tmp_path / "out", schedule=Schedule(1), command=""
+    )
+    with pytest.raises(InputError, match="channels"):
+        list(of_colour)
     assert not (tmp_path / "out").exists()
 
 

@@ -55,6 +55,7 @@ class Classifier(nn.Module):
             )
         module, self.unwrapped = unwrap(module)
         refuse_unusable(module)
+        mean, std = (None if side is None else [float(value) for value in side] for side in (mean, std))
         if (mean is None) != (std is None) or (mean and std and len(mean) != len(std)):
             raise InputError(
                 "mean and std do not go together",

@@ -73,7 +73,7 @@ def split_half_correlations(
     rho below 1, and this is undone in the end: a rho of 1 weighs finitely, and an average of ones is 1.
 
     A neuron is left out of a pair if x or y is not finite on all images or on one of the halves. With fewer
-    than 3 neurons, or a measure constant in a half, the pair is undefined.
+    than 3 neurons or 2 groups, or a measure constant in a half, the pair is undefined.
 
     The interval is for the mean of that average over new data sets of the same size, on this network: not for
     a correlation without noise. It is Fisher z plus or minus normal quantiles of a bootstrap standard error.
@@ -84,11 +84,13 @@ def split_half_correlations(
     bootstrap). A resample with a constant or non-finite measure is dropped; no interval if that befalls
     more than half.
 
-    Raises ValueError for fewer than 2 groups or covariates that are not finite or not one row per neuron.
+    Raises ValueError for covariates that are not finite or not one row per neuron.
     """
+    if not np.isfinite(covariates).all():
+        raise ValueError("the covariates are not finite")
     numbers, member = np.unique(groups, return_inverse=True)
-    if len(numbers) < 2 or not np.isfinite(covariates).all():
-        raise ValueError(f"need 2 groups of images or more (got {len(numbers)}) and finite covariates")
+    if len(numbers) < 2:
+        return [Correlation(x, y, 0) for x, y in pairs]
     in_half = np.tile(np.arange(len(numbers)) < len(numbers) // 2, (splits, 1))
     first = np.random.default_rng([seed, 0]).permuted(in_half, axis=1)[:, member]
     used = {name: measures[name] for pair in pairs for name in pair}

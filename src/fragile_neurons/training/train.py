@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from fragile_neurons.analysis.robustness import Accuracy, robust_accuracy
+from fragile_neurons.analysis.selection import probed
 from fragile_neurons.classifier import Classifier
 from fragile_neurons.data.catalogue import find_dataset, load_data
 from fragile_neurons.data.images import ImageData
@@ -50,6 +51,7 @@ def train_model(
     classifier = Classifier(build(model, data), mean=known.mean, std=known.std, name=model)
     classifier.to(device)
     classifier.module.to(memory_format=torch.channels_last)
+    probed(classifier, test)
     loss = standard_loss(classifier) if adversarial is None else adversarial_loss(classifier, adversarial)
     if known.mirrors:
         loss = augmented(loss)
