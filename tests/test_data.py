@@ -17,7 +17,7 @@ import pytest
 import torch
 from torch import nn
 
-from fragile_neurons import ImageData, InputError, load_data
+from fragile_neurons import Classifier, ImageData, InputError, load_data
 from fragile_neurons.data import mnist, sources
 from fragile_neurons.data.batches import SMALLEST_BATCH, batches
 from fragile_neurons.data.catalogue import find_dataset
@@ -678,3 +678,23 @@ def test_outputs_of_an_image_are_the_same_bits_however_many_images_there_are() -
     reference = outputs(3 * size)
     for n in (size, size + 1, size + 2, size + 3, 2 * size - 1, 2 * size):
         assert torch.equal(outputs(n), reference[:n]), n
+
+
+def test_labels_and_normalisation_may_be_of_any_kind(small_classifier: Classifier) -> None:
+    images = np.zeros((3, 1, 8, 8), np.uint8)
+    for labels in ([0, 1, 2], torch.tensor([0, 1, 2]), np.array([0, 1, 2], np.uint8)):
+        data = ImageData(images, labels, ("a", "b", "c"))  # type: ignore[arg-type]
+        assert data.labels.dtype == np.int64
+        assert data.labels.tolist() == [0, 1, 2]
+    for mean in (np.array([0.5]), [np.float64(0.5)], (0.5,), torch.tensor([0.5])):
+        made = Classifier(small_classifier.module, mean=mean, std=mean)  # type: ignore[arg-type]
+        assert made.normalise(torch.zeros(1, 1, 8, 8)).dtype == torch.float32
+
+
+def test_arrays_are_put_in_a_random_order_but_not_what_was_taken(small_data: ImageData) -> None:
+    order = np.argsort(small_data.labels, kind="stable")
+    by_class = ImageData(small_data.images[order], small_data.labels[order], small_data.classes)
+    mixed = by_class.mixed(0)
+    assert len(set(mixed.labels[:10].tolist())) == 3
+    assert (by_class.labels[mixed.indices] == mixed.labels).all()
+    assert mixed.mixed(1) is mixed

@@ -1,4 +1,4 @@
-"""Labelled images in memory, in the order in which they are analysed."""
+"""Labelled images, in the order in which they are analysed."""
 
 from __future__ import annotations
 
@@ -47,8 +47,9 @@ class ImageData:
     excluded: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        _check(self.images, self.labels, self.classes)
-        object.__setattr__(self, "labels", np.asarray(self.labels, dtype=np.int64))
+        labels = np.asarray(self.labels)
+        _check(self.images, labels, self.classes)
+        object.__setattr__(self, "labels", labels.astype(np.int64))
 
     @property
     def indices(self) -> npt.NDArray[np.int64]:
@@ -83,6 +84,10 @@ class ImageData:
         The order is random so that a batch is a random sample too, whatever order a source has.
         """
         return self.take(sample_rows(self.labels, limit, seed, f"{self.name} {self.split}"))
+
+    def mixed(self, seed: int) -> ImageData:
+        """In a seeded random order, so that the first images are a sample; as they are if they were taken."""
+        return self.sample(None, seed) if self.positions is None else self
 
 
 def sample_rows(

@@ -158,6 +158,7 @@ def judge(
     _refuse_unusable(one, budget)
     refuse_unlike({"val": val}, test)
     refuse_overlap({"val": val, "test": test})
+    val, test = val.mixed(seed), test.mixed(seed)
     for network in (original, hardened):
         probed(network, test)
     refuse_ruined(original, val, batch_size)
