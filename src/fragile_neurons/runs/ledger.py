@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
@@ -52,18 +53,22 @@ class Ledger:
             raise InputError(
                 "this is not a run folder",
                 given=folder,
-                allowed=f"a folder with a {FILE}, made by fragile-neurons analyze or evaluate",
+                allowed=f"a folder with a {FILE}, made by fragile-neurons analyze, evaluate or harden",
                 fix="check the path",
             )
+        # SQLite keeps no files beside the database only if told that nobody writes there
+        archived = not os.access(folder, os.W_OK) and not (folder / f"{FILE}-wal").exists()
+        place = f"{(folder / FILE).absolute().as_uri()}?{'immutable=1' if archived else 'mode=rw'}"
         try:
-            self._connection = sqlite3.connect(folder / FILE, isolation_level=None)
+            self._connection = sqlite3.connect(place, isolation_level=None, uri=True)
         except sqlite3.OperationalError as error:
             raise disk_error(folder, str(error)) from None
         try:
-            self._rows("PRAGMA journal_mode=WAL")
-            self._rows("PRAGMA synchronous=FULL")
+            if not archived:
+                self._rows("PRAGMA journal_mode=WAL")
+                self._rows("PRAGMA synchronous=FULL")
             self.spec = self._stored_spec()
-            for table in LATER:
+            for table in () if archived else LATER:
                 self._rows(table)
         except BaseException:
             self._connection.close()
