@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import os
 import sys
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from torch import nn
 from fragile_neurons import InputError, load_model
 from fragile_neurons.models.factories import make_own
 from fragile_neurons.neurons import executed_layers
-from fragile_neurons.own import absolute
+from fragile_neurons.own import absolute, source_sha256
 
 NETWORK = """
 from collections import OrderedDict
@@ -326,3 +327,15 @@ def test_a_network_without_values_is_refused_before_anything_is_done_with_it(
     torch.save(plain.module.state_dict(), tmp_path / "w.pt")
     with pytest.raises(InputError, match=f"^the network has weights {reason}"):
         load_model(f"{tmp_path / 'wrapped.py'}:{factory}", weights=tmp_path / "w.pt" if weighted else None)
+
+
+def test_an_attack_made_by_functools_is_known_by_the_users_file(tmp_path: Path) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text("import functools\n\n\ndef attack():\n    pass\n\n\nmy = functools.partial(attack)\n")
+    truth = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert source_sha256(f"{path}:my") == source_sha256(f"{path}:attack") == truth
+    sys.path.insert(0, str(tmp_path))
+    try:
+        assert source_sha256("mine:my") == truth
+    finally:
+        sys.path.remove(str(tmp_path))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import importlib.util
+import inspect
 import os
 import sys
 from collections.abc import Iterator
@@ -46,9 +47,10 @@ def absolute(name: str) -> str:
 
 def source_sha256(name: str) -> str:
     """The checksum of the file behind a name; raises UnusableError where there is none."""
-    with opened(name) as found:
-        home = sys.modules.get(getattr(found, "__module__", ""))
     place = name.rpartition(":")[0]
+    with opened(name) as found:  # an instance says where its class is, which may be anywhere
+        is_code = inspect.isfunction(found) or inspect.isclass(found)
+        home = sys.modules.get(found.__module__ if is_code else place)
     path = Path(os.path.expanduser(place)) if place.endswith(".py") else getattr(home, "__file__", None)
     if path is None:
         raise UnusableError(f"{place} has no file of its own")
