@@ -13,10 +13,9 @@ from torch.nn.utils import parametrize
 from fragile_neurons.classifier import Classifier, evaluating
 from fragile_neurons.errors import InputError
 from fragile_neurons.interventions import scaling
-from fragile_neurons.neurons import Site
+from fragile_neurons.neurons import NORMS, Site
 
 TOLERANCE = 1e-4  # of the largest logit
-NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.InstanceNorm2d)
 
 Changes = Mapping[Site, tuple[torch.Tensor, torch.Tensor]]
 """Factors and shifts of the channels, (channels,) both, at each site."""
@@ -26,8 +25,9 @@ def fold(classifier: Classifier, changes: Changes, images: torch.Tensor) -> Clas
     """A copy that says what the classifier says while its maps are scaled, by weights of the same keys.
 
     A layer's own weight and bias take the factors and shifts, at the site `norm` the normalisation's scale
-    and shift do. Raises InputError that names the first layer where that cannot be exact: by what it is, or
-    because the logits of these images differ by more than 1e-4 of the largest.
+    and shift do. Raises InputError that names the first layer where that cannot be exact, by what it is, or
+    because the logits of these images differ by more than 1e-4 of the largest; the last, if only all of them
+    together do.
     """
     for site, (_, shifts) in changes.items():
         refuse_unfoldable(classifier, site, shifted=bool(shifts.any()))
@@ -73,12 +73,12 @@ def refuse_unfoldable(classifier: Classifier, site: Site, *, shifted: bool = Fal
     for one in classifier.module.modules():
         uses.update(id(parameter) for parameter in one._parameters.values() if parameter is not None)
     problem = ""
-    if parametrize.is_parametrized(module) or "weight" not in module._parameters:
+    if site.name not in ("conv", "norm"):
+        problem = f"gains at the site {site.name} are no weights"
+    elif parametrize.is_parametrized(module) or "weight" not in module._parameters:
         problem = "its weight is computed from others, as weight_norm and spectral_norm do"
     elif site.name == "norm" and not isinstance(module, NORMS):
         problem = f"{site.module} is a {type(module).__name__}"
-    elif site.name not in ("conv", "norm"):
-        problem = f"gains at the site {site.name} are no weights"
     elif type(module).forward not in (nn.Conv2d.forward, nn.Linear.forward, *(one.forward for one in NORMS)):
         problem = f"{site.module} is a {type(module).__name__} with a forward pass of its own"
     elif weight is None:

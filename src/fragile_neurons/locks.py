@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from fragile_neurons.errors import InputError
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
 
 
 @contextmanager
@@ -22,7 +18,7 @@ def alone(folder: Path) -> Iterator[None]:
     """
     if not folder.exists():
         folder.mkdir(parents=True, exist_ok=True)
-    if fcntl is None or not folder.is_dir():
+    if not folder.is_dir():
         yield
         return
     place = os.open(folder, os.O_RDONLY)

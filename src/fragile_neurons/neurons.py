@@ -14,8 +14,6 @@ from fragile_neurons.classifier import Classifier, evaluating
 from fragile_neurons.errors import InputError
 from fragile_neurons.seeds import numpy_generator
 
-SITES = ("conv", "norm", "act")
-
 # what acts on each channel alone; an fx chain of these after a layer leads to its sites
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.InstanceNorm2d)
 ACTIVATIONS = (

@@ -15,8 +15,10 @@ def derive_seed(seed: int, purpose: str, index: int = 0) -> int:
 
 
 def numpy_generator(seed: int, purpose: str, index: int = 0) -> np.random.Generator:
+    """NumPy's random numbers of `derive_seed`."""
     return np.random.default_rng(derive_seed(seed, purpose, index))
 
 
 def torch_generator(seed: int, purpose: str, index: int = 0) -> torch.Generator:
+    """torch's, on the CPU whatever the network is on."""
     return torch.Generator().manual_seed(derive_seed(seed, purpose, index))

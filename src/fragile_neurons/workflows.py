@@ -221,7 +221,7 @@ def run_subject(
     engine: Engine = run_units,
     progress: Progress,
 ) -> Run:
-    """Plan, execute, export, report; a finished run is only opened.
+    """Plan, execute, export, report; of a finished run nothing is computed, what is damaged is made again.
 
     Raises IncompleteError where units failed; all others are computed and kept.
     """

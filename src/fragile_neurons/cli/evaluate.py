@@ -25,7 +25,7 @@ def evaluate(
     weights: options.Weights = None,
     mean: options.Mean = None,
     std: options.Std = None,
-    data: options.OptionalData = None,
+    data: options.Data = None,
     split: options.Split = "test",
     limit: options.Limit = None,
     resize: options.Resize = None,

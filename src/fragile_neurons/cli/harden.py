@@ -48,7 +48,7 @@ def harden(
     weights: options.Weights = None,
     mean: options.Mean = None,
     std: options.Std = None,
-    data: options.OptionalData = None,
+    data: options.Data = None,
     split: options.Split = "test",
     limit: options.Limit = None,
     resize: options.Resize = None,

@@ -35,7 +35,7 @@ def models() -> None:
 def layers(
     model: options.Model = "mnist-cnn",
     weights: options.Weights = None,
-    data: options.Data | None = None,
+    data: options.Data = None,
     split: options.Split = "test",
     resize: options.Resize = None,
 ) -> None:

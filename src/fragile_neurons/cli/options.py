@@ -30,8 +30,9 @@ Weights = Annotated[
     str | None,
     typer.Option(metavar="FILE", help="A file of weights, or the word torchvision to fetch its own."),
 ]
-Data = Annotated[str, typer.Option(help="A name (see `fragile-neurons data list`), folder:PATH or npz:PATH.")]
-OptionalData = Annotated[str | None, Data.__metadata__[0]]
+Data = Annotated[
+    str | None, typer.Option(help="A name (see `fragile-neurons data list`), folder:PATH or npz:PATH.")
+]
 Split = Annotated[str, typer.Option(help="test, val or train.")]
 Limit = Annotated[
     int | None,

@@ -16,7 +16,7 @@ from fragile_neurons.analysis.examples import observe_examples
 from fragile_neurons.analysis.predictions import observe_predictions
 from fragile_neurons.analysis.robustness import observe_attack, observe_smallest
 from fragile_neurons.analysis.staging import learn_design, top_neurons
-from fragile_neurons.classifier import evaluating
+from fragile_neurons.classifier import Classifier, evaluating
 from fragile_neurons.data.batches import batches
 from fragile_neurons.evidence import (
     UNBOUNDED,
@@ -27,7 +27,7 @@ from fragile_neurons.evidence import (
     observe_inputs,
 )
 from fragile_neurons.norms import parse_epsilons
-from fragile_neurons.runs.hardening import execute_hardening
+from fragile_neurons.runs.hardening import execute_hardening, network_of
 from fragile_neurons.runs.joining import join_disturbances, join_drops, join_patches, join_predictions
 from fragile_neurons.runs.plan import SCORED, Unit
 from fragile_neurons.runs.spec import AnalyzeSpec, EvaluateSpec, HardenSpec
@@ -35,6 +35,8 @@ from fragile_neurons.runs.subject import Subject, threads
 from fragile_neurons.sweeps.observed import Dropped, Patched
 from fragile_neurons.sweeps.sampling import Design
 from fragile_neurons.sweeps.sweep import Sweep
+
+CHECKED = ("inputs", "gradients", "condition", "examples")
 
 
 def execute_unit(subject: Subject, unit: Unit, given: Sequence[tuple[Unit, Arrays]] = ()) -> Arrays:
@@ -45,22 +47,9 @@ def execute_unit(subject: Subject, unit: Unit, given: Sequence[tuple[Unit, Array
     spec, epsilons = subject.spec, parse_epsilons(subject.spec.epsilons)
     span = {"batch_size": spec.batch_size, "start": unit.start, "stop": unit.stop}
     with threads(spec.threads):
-        if isinstance(spec, HardenSpec) and unit.network:
-            return execute_hardening(subject, unit, given)
-        if unit.kind == "inputs":
-            return observe_inputs(subject.classifier.as_dtype("float32"), subject.data, images=unit.stop)
-        if unit.kind == "gradients":
-            return observe_gradients(subject.classifier.as_dtype("float32"), subject.data, images=unit.stop)
-        if unit.kind == "examples":
-            return observe_examples(
-                subject.classifier,
-                subject.data,
-                subject.selection,
-                spec.shown_attack,
-                epsilons,
-                batch_size=spec.batch_size,
-                seed=spec.seed,
-            )
+        if unit.kind in CHECKED:
+            network = network_of(subject, unit.network, given) if unit.network else subject.classifier
+            return _execute_check(subject, unit, network)
         if isinstance(spec, EvaluateSpec):
             return _execute_evaluation(subject, unit, epsilons, span)
         if isinstance(spec, HardenSpec):
@@ -189,10 +178,27 @@ def _execute_evaluation(
         return vars(observe_predictions(classifier, data, (), **span))
     if unit.kind == "attack":
         return vars(observe_attack(classifier, data, unit.attack, epsilons, seed=seed, **span))
-    if unit.kind == "smallest":
-        return {"smallest": observe_smallest(classifier, data, epsilons[-1], seed=seed, **span)}
-    grid = [epsilon for epsilon in epsilons if epsilon]
-    if unit.attack == UNBOUNDED:
-        grid = [Fraction(1)]
-    held = conditions(data)[unit.attack]
-    return observe_condition(held, classifier, data, grid, images=unit.stop, seed=seed)
+    assert unit.kind == "smallest"
+    return {"smallest": observe_smallest(classifier, data, epsilons[-1], seed=seed, **span)}
+
+
+def _execute_check(subject: Subject, unit: Unit, network: Classifier) -> Arrays:
+    """What tells whether this network can be judged: its inputs, its gradients, conditions; and examples."""
+    spec, data = subject.spec, subject.data
+    if unit.kind == "inputs":
+        return observe_inputs(network.as_dtype("float32"), data, images=unit.stop)
+    if unit.kind == "gradients":
+        return observe_gradients(network.as_dtype("float32"), data, images=unit.stop)
+    if unit.kind == "condition":
+        grid = [Fraction(1)] if unit.attack == UNBOUNDED else spec.attacked
+        attack = conditions(data)[unit.attack]
+        return observe_condition(attack, network, data, grid, images=unit.stop, seed=spec.seed)
+    return observe_examples(
+        network,
+        data,
+        subject.selection,
+        spec.shown_attack,
+        spec.attacked,
+        batch_size=spec.batch_size,
+        seed=spec.seed,
+    )

@@ -172,7 +172,7 @@ def _card(summary: dict[str, Any], found: Mended) -> dict[str, Any]:
         "data": summary["data"],
         "layers": [layer["name"] for layer in summary["layers"]],
         "site": summary["site"],
-        **{name: judged[name] for name in (*names, "reason", "differences", "left_over")},
+        **{name: judged[name] for name in (*names, "differences", "left_over")},
         "weights_sha256": found.hardened.sha256(),
         "environment": summary["environment"],
     }

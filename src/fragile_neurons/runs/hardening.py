@@ -5,21 +5,14 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from fractions import Fraction
 from functools import partial
 
 import numpy as np
 import torch
 
-from fragile_neurons.analysis.examples import observe_examples
 from fragile_neurons.classifier import Classifier, evaluating
 from fragile_neurons.evidence import (
-    UNBOUNDED,
     Arrays,
-    conditions,
-    observe_condition,
-    observe_gradients,
-    observe_inputs,
 )
 from fragile_neurons.folding import fold
 from fragile_neurons.hardening import search
@@ -82,26 +75,6 @@ def execute_hardening(subject: Subject, unit: Unit, given: Results) -> Arrays:
             subject.classifier, networks[HARDENED], mending.choosing, batch_size=spec.batch_size
         )
         return {"temperature": np.array(found)}
-    if unit.kind == "inputs":
-        return observe_inputs(networks[HARDENED], subject.data, images=unit.stop)
-    if unit.kind == "gradients":
-        return observe_gradients(networks[HARDENED], subject.data, images=unit.stop)
-    if unit.kind == "condition":
-        budget = Fraction(1) if unit.attack == UNBOUNDED else parse_epsilon(spec.epsilon)
-        attack = conditions(subject.data)[unit.attack]
-        return observe_condition(
-            attack, networks[HARDENED], subject.data, [budget], images=unit.stop, seed=spec.seed
-        )
-    if unit.kind == "examples":
-        return observe_examples(
-            networks[HARDENED],
-            subject.data,
-            subject.selection,
-            spec.shown_attack,
-            [parse_epsilon(spec.epsilon)],
-            batch_size=spec.batch_size,
-            seed=spec.seed,
-        )
     named = (unit.network, unit.attack, unit.source)
     trial = next(one for one in trials_of(subject) if (one.network, one.attack, one.source) == named)
     return run_trial(

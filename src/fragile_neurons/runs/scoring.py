@@ -35,11 +35,11 @@ def rule_gains(subject: Subject, given: Given, score: str, strengths: Sequence[S
     """The rule's gains by one score, of each strength."""
     spec = hardening_parts(subject)[0]
     scores, found = _scores(subject, given, score), []
+    tolerance = spec.tolerance if score == "clean" else None
+    energies = _energies(subject, given) if spec.keep_energy else []
     for strength in strengths:
-        tolerance = spec.tolerance if score == "clean" else None
         factors = [proportional(one, strength, tolerance=tolerance) for one in scores]
         if spec.keep_energy:
-            energies = _energies(subject, given)
             factors = [keep_energy(*pair) for pair in zip(factors, energies, strict=True)]
         found.append(Gains.of_factors(subject.selection.sites, factors))
     return found

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import tomllib
+from fractions import Fraction
 from pathlib import Path
 from typing import Literal
 
@@ -117,6 +118,11 @@ class Spec(_Frozen):
         """The attack that example images are made with."""
         return "fgsm"
 
+    @property
+    def attacked(self) -> tuple[Fraction, ...]:
+        """The epsilons above 0, at which examples are made and conditions held."""
+        return tuple(epsilon for epsilon in parse_epsilons(self.epsilons) if epsilon)
+
     def to_toml(self) -> str:
         return tomli_w.dumps(self.model_dump(mode="json", exclude_none=True))
 
@@ -196,6 +202,11 @@ class HardenSpec(Spec):
     @property
     def shown_attack(self) -> str:
         return "pgd"
+
+    @property
+    def attacked(self) -> tuple[Fraction, ...]:
+        """The one that it is hardened against."""
+        return parse_epsilons([self.epsilon])
 
     @property
     def fits(self) -> bool:
