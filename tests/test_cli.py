@@ -231,7 +231,8 @@ def test_an_impossible_epsilon_is_refused(command: Command, text: str, holds: li
         ("--tolerance wide", ["given:   wide", '"1pp" or "0.01"']),
         ("--tolerance 0pp", ["given:   0.0", "greater than 0"]),
         ("--tolerance nan", ["given:   nan"]),
-        ("--tolerance 100pp", ["given:   1.0", "less than 1"]),
+        ("--tolerance 100pp", ["given:   100pp", "below 1"]),
+        ("--tolerance 1", ["given:   1", "write 1pp for one percentage point"]),
         ("--batch-size 3", ["given:   3", "greater than or equal to 4"]),
         ("--mean x", ["--mean", "given:   x"]),
         ("--mean 0.5", ["mean and std", "given:   mean=[0.5], std=None", "both or neither"]),
@@ -606,7 +607,7 @@ def test_a_run_shows_accuracies_verdicts_neurons_headlines_and_its_folder(
     assert f"clean accuracy {value:.1f} % [" in shown
     assert f"FGSM 0.1 {100 * summary['robust_accuracy'][0]['value']:.1f} % [" in shown
     assert "conv1, clean" in shown
-    assert "Most fragile neurons" in shown
+    assert "Largest clean margin drop" in shown
     assert "Most targeted neurons, FGSM 0.1" in shown
     assert shown.count("FGSM 0.1, conv1, ") == 2
     letters = re.sub(r"\W", "", outcome.out)
@@ -620,7 +621,7 @@ def test_a_run_shows_accuracies_verdicts_neurons_headlines_and_its_folder(
 def test_a_clean_run_goes_to_the_default_folder_and_speaks_of_no_attack(command: Command) -> None:
     outcome = command("analyze", *SMALL, "--epsilons", "")
     assert outcome.code == 0
-    assert "Most fragile neurons" in outcome.out
+    assert "Largest clean margin drop" in outcome.out
     assert "targeted" not in outcome.out
     assert "strike" not in outcome.out
     assert "[–" not in outcome.out
@@ -646,6 +647,13 @@ def test_help_works_everywhere_and_shows_an_example(command: Command, line: str)
     assert outcome.code == 0
     text = " ".join(outcome.out.split())
     assert re.search(rf"Examples?: fragile-neurons {line}", text)
+
+
+def test_a_plan_explains_its_options_as_analyze_does(command: Command) -> None:
+    said = [" ".join(command(name, "--help").out.split()) for name in ("analyze", "plan")]
+    for text in ("Of every random choice.", "A name (see", "such as 0.1"):
+        assert all(text in one for one in said) or all(text not in one for one in said)
+    assert "Of every random choice." in said[1]
 
 
 def test_no_command_shows_the_commands(command: Command) -> None:
@@ -757,7 +765,9 @@ def test_an_unfinished_run_says_how_far_it_is_and_is_finished_by_resume(
     computed.clear()
     status = command("status", str(unfinished))
     assert_refused(status, f"2 of {UNITS} units done", f"fragile-neurons resume {unfinished}", code=3)
-    assert command("verify", str(unfinished)).code == 0  # what there is, is whole
+    verified = command("verify", str(unfinished))
+    assert verified.code == 0  # what there is, is whole
+    assert f"2 of {UNITS} units are as they were written, the rest is not there yet" in verified.out
     assert command("resume", str(unfinished)).code == 0
     assert len(computed) == UNITS - 2
     assert same_neurons(unfinished, finished)

@@ -120,6 +120,8 @@ def pair(**changes: Any) -> dict[str, Any]:
         "ci95": [0.21, 0.74],
         "partial_spearman": 0.3,
         "partial_p": 0.09,
+        "reliability_x": 0.9,
+        "reliability_y": 0.8,
     } | changes
 
 
@@ -127,7 +129,7 @@ def test_a_headline_says_rho_interval_p_n_and_what_it_means() -> None:
     assert sentences.headline(pair()) == (
         "FGSM 0.1, conv1, clean drop with share: "
         "Spearman +0.51 [+0.21, +0.74], p 0.016 (Holm), n = 32 neurons: "
-        "fragile neurons are disturbed more (their size not controlled)."
+        "neurons that lose more images are disturbed more (size not controlled)."
     )
 
 
@@ -136,19 +138,31 @@ def test_a_headline_says_rho_interval_p_n_and_what_it_means() -> None:
     [
         (
             {"spearman": 0.5, "adjusted_p": 0.05},
-            "fragile neurons are disturbed more (their size not controlled)",
+            "neurons that lose more images are disturbed more (size not controlled)",
         ),
         (
             {"spearman": -0.5, "adjusted_p": 0.01},
-            "fragile neurons are disturbed less (their size not controlled)",
+            "neurons that lose more images are disturbed less (size not controlled)",
         ),
         ({"spearman": 0.5, "adjusted_p": 0.0501}, "not shown for neurons in general"),
         ({"y": "excess", "spearman": -0.5, "adjusted_p": 0.9}, "not shown for neurons in general"),
-        ({"y": "excess", "partial_p": 0.05}, "the attack aims at the fragile neurons"),
-        ({"y": "excess", "spearman": -0.5, "partial_p": 0.01}, "the attack avoids the fragile neurons"),
+        (
+            {"adjusted_p": 0.01, "reliability_x": 0.17},
+            "too noisy on these images to say, reliability 0.17 and 0.80 where 0.3 is the least",
+        ),
+        (
+            {"adjusted_p": 0.9, "reliability_y": None},
+            "too noisy on these images to say, reliability 0.90 and none where 0.3 is the least",
+        ),
+        ({"y": "excess", "partial_p": 0.05}, "the attack aims at the neurons that cost the most margin"),
+        (
+            {"y": "excess", "spearman": -0.5, "partial_p": 0.01},
+            "the attack avoids the neurons that cost the most margin",
+        ),
         (
             {"y": "excess", "partial_p": 0.06},
-            "the attack aims at the fragile neurons, not shown beyond weight norm and activation energy",
+            "the attack aims at the neurons that cost the most margin, "
+            "not shown beyond weight norm and activation energy",
         ),
     ],
 )
@@ -181,7 +195,7 @@ def test_the_controlled_headline_adds_its_partial_where_there_is_one() -> None:
         " Given weight norm and activation energy: +0.30, p 0.09, not adjusted."
     )
     without = sentences.headline(pair(y="excess", partial_spearman=None, partial_p=None))
-    assert without.endswith("the fragile neurons, not shown beyond weight norm and activation energy.")
+    assert without.endswith("cost the most margin, not shown beyond weight norm and activation energy.")
 
 
 NEURON = {
@@ -321,7 +335,7 @@ def test_the_summary_shows_every_part_and_only_the_headlines(tmp_path: Path) -> 
         "a model on mnist",
         "Accuracy",
         "Verdicts of nodal dropout",
-        "Most fragile neurons (clean margin drop; FGSM 0.2)",
+        "Largest clean margin drop (FGSM 0.2)",
         "Most targeted neurons (FGSM 0.2)",
         "Does the attack strike the fragile neurons?",
         "Checks",
@@ -346,7 +360,7 @@ def test_a_clean_run_has_no_part_on_attacks(tmp_path: Path) -> None:
     run = made_up_run(tmp_path, epsilons=[])
     assert last_epsilon(run) is None
     text = markdown(run)
-    assert "Most fragile neurons" in text
+    assert "Largest clean margin drop" in text
     assert "targeted" not in text
     assert "[–" not in text
     assert "strike" not in text

@@ -46,6 +46,12 @@ def test_it_holds() -> None:
     assert verdict == "holds"
     assert "+30.00 pp" in reason
     assert "-0.40 pp" in reason
+    assert "not surely" not in reason
+    verdict, reason = decide(
+        findings(clean=pair(950, 950), pgd=pair(200, 206), stronger={"apgd": pair(100, 103, 500)})
+    )
+    assert verdict == "holds"
+    assert reason.endswith(", under apgd +0.60 pp, not surely above 0")
 
 
 def test_changes_nothing() -> None:

@@ -104,7 +104,7 @@ def _show_analysis(run: Run) -> None:
     title = Text(f"{found['model']['name']} on {images}, site {found['site']}{dtype}")
     console.print(Panel(Text("\n".join(lines)), title=title, expand=False), soft_wrap=False)
     strongest = f"FGSM {found['spec']['epsilons'][-1]}" if epsilon else "no attack"
-    _show(run, f"Most fragile neurons, by clean margin drop; {strongest}", FRAGILE, "margin_drop", epsilon)
+    _show(run, f"Largest clean margin drop; {strongest}", FRAGILE, "margin_drop", epsilon)
     if epsilon:
         _show(run, f"Most targeted neurons, {strongest}", TARGETED, "share", epsilon)
         console.print(Text(f"{sentences.patching(found)}\n"), soft_wrap=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -64,7 +65,7 @@ Output = Annotated[Path | None, typer.Option(help="The run folder. Default: runs
 Force = Annotated[bool, typer.Option("--force", help="Replace another run in the folder.")]
 SpecFile = Annotated[
     Path | None,
-    typer.Option(metavar="FILE", help="Repeat the run of this spec.toml, or do those of a list [[runs]]."),
+    typer.Option(metavar="FILE", help="Repeat the run of this spec.toml, or do those of a list."),
 ]
 PLAIN: dict[str, object] = {
     **{"model": EMBEDDED_MODEL, "weights": None, "mean": None, "std": None, "data": None, "split": "test"},
@@ -131,11 +132,14 @@ def parse_points(text: str) -> float:
     """A share: "1pp" (percentage points) or "0.01"."""
     number, points = (text[:-2], True) if text.endswith("pp") else (text, False)
     try:
-        return float(number) / (100 if points else 1)
+        share = float(number) / (100 if points else 1)
     except ValueError:
+        share = math.nan
+    if not 0 <= share < 1:
         raise InputError(
             "this is not a share",
             given=text,
-            allowed='such as "1pp" or "0.01"',
+            allowed='such as "1pp" or "0.01", from 0 to below 1',
             fix="write 1pp for one percentage point",
-        ) from None
+        )
+    return share

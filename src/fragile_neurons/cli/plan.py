@@ -46,12 +46,17 @@ def plan(context: typer.Context, **_: Any) -> None:
 
 # the same flags as analyze, but for those that say where to; and how many images
 _ELSEWHERE = ("engine", "address", "output", "force")
-_OPTIONS = [one for name, one in inspect.signature(analyze).parameters.items() if name not in _ELSEWHERE]
+_HINTS = get_type_hints(analyze, include_extras=True)
+_OPTIONS = [
+    one.replace(annotation=_HINTS[name])
+    for name, one in inspect.signature(analyze).parameters.items()
+    if name not in _ELSEWHERE
+]
 _IMAGES = inspect.Parameter(
     "images", inspect.Parameter.POSITIONAL_OR_KEYWORD, default=None, annotation=Images
 )
 plan.__signature__ = inspect.Signature([*_OPTIONS, _IMAGES])  # type: ignore[attr-defined]
-plan.__annotations__ = {**get_type_hints(analyze, include_extras=True), "images": Images}
+plan.__annotations__ = {**_HINTS, "images": Images}
 
 
 def _show(subject: Subject, images: int | None, workers: int) -> None:

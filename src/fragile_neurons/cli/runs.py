@@ -56,10 +56,17 @@ def verify(folder: Folder) -> None:
     Example: fragile-neurons verify runs/mnist-cnn-mnist-1a2b3c4d
     """
     with Ledger(folder) as ledger:
-        damage, units = ledger.damage(), len(ledger.units())
+        damage, units, left = ledger.damage(), len(ledger.units()), len(ledger.pending())
+        exported = ledger.is_exported
     if damage:
         raise IntegrityError(
             f"{folder} is damaged: {', '.join(damage)}\n"
             f"  fix:     fragile-neurons resume {folder} makes these again, and only these"
         )
-    console.print(f"{folder}: {units} units and all files are as they were written")
+    if left or not exported:
+        console.print(
+            f"{folder}: {units - left} of {units} units are as they were written, the rest is not there yet\n"
+            f"  fix:     fragile-neurons resume {folder}"
+        )
+    else:
+        console.print(f"{folder}: {units} units and all files are as they were written")

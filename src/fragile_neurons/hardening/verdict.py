@@ -114,7 +114,12 @@ def decide(found: Findings) -> tuple[Verdict, str]:
         good = int((reached >= found.control.mean()).sum())
         if good:
             return "no better than shuffled gains", f"{good} of {len(reached)} shuffles are as robust"
-    return "holds", f"under PGD {_pp(pgd)}, clean {_pp(clean)}"
+    unsure = [
+        f"under {name} {_pp(pair.gain)}, not surely above 0"
+        for name, pair in found.stronger.items()
+        if not pair.is_above
+    ]
+    return "holds", ", ".join([f"under PGD {_pp(pgd)}", f"clean {_pp(clean)}", *unsure])
 
 
 def _pp(fraction: float) -> str:

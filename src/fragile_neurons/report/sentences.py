@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from fragile_neurons.analysis.verdicts import FEWEST, SIGNIFICANT
+from fragile_neurons.split_half import MIN_RELIABILITY
 
 MOST_LAYERS = 3  # named in one sentence
 
@@ -114,12 +115,18 @@ def headline(pair: dict[str, Any]) -> str:
 
 
 def _meaning(pair: dict[str, Any]) -> str:
+    reliabilities = [pair["reliability_x"], pair["reliability_y"]]
+    if any(one is None or one < MIN_RELIABILITY for one in reliabilities):
+        found = " and ".join("none" if one is None else f"{one:.2f}" for one in reliabilities)
+        return f"too noisy on these images to say, reliability {found} where {MIN_RELIABILITY} is the least"
     if pair["adjusted_p"] > SIGNIFICANT:
         return "not shown for neurons in general"
     more = pair["spearman"] > 0
     if pair["y"] == "share":
-        return f"fragile neurons are disturbed {'more' if more else 'less'} (their size not controlled)"
-    meaning = f"the attack {'aims at' if more else 'avoids'} the fragile neurons"
+        return (
+            f"neurons that lose more images are disturbed {'more' if more else 'less'} (size not controlled)"
+        )
+    meaning = f"the attack {'aims at' if more else 'avoids'} the neurons that cost the most margin"
     controlled = pair["partial_p"] is not None and pair["partial_p"] <= SIGNIFICANT
     return meaning if controlled else f"{meaning}, not shown beyond weight norm and activation energy"
 

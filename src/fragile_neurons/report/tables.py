@@ -94,7 +94,7 @@ def _analysis(run: Run) -> list[str]:
             ["layer", "condition", "verdicts"],
             [[row["layer"], sentences.condition(row), sentences.verdicts(row)] for row in found["dropout"]],
         ),
-        f"## Most fragile neurons (clean margin drop; {strongest})",
+        f"## Largest clean margin drop ({strongest})",
         table(FRAGILE, [_cells(row, FRAGILE) for row in top_neurons(run, "margin_drop", epsilon)]),
     ]
     if epsilon:

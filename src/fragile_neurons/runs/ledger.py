@@ -168,7 +168,7 @@ class Ledger:
 
     def damage(self) -> list[str]:
         """What is not as it was written: units by id, files by name; IntegrityError if run.db is broken."""
-        if (answer := self._one("PRAGMA integrity_check")) != "ok":
+        if (answer := self._one("PRAGMA integrity_check(1)")) != "ok":
             raise self._broken(answer)
         units = [f"unit {unit.id}" for unit in self.damaged_units()]
         return units + [f"file {name}" for name in self.damaged_files()]

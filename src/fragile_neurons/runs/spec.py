@@ -237,7 +237,7 @@ def make_spec(**options: object) -> Spec:
         raise InputError(
             f"the option {name} is not usable",
             given=first["input"],
-            allowed=first["msg"],
+            allowed=first["msg"].removeprefix("Value error, "),
             fix=f"see: fragile-neurons {command} --help",
         ) from None
 
