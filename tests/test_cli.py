@@ -16,6 +16,7 @@ import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -654,6 +655,12 @@ def test_a_plan_explains_its_options_as_analyze_does(command: Command) -> None:
     for text in ("Of every random choice.", "A name (see", "such as 0.1"):
         assert all(text in one for one in said) or all(text not in one for one in said)
     assert "Of every random choice." in said[1]
+
+
+def test_the_version_is_that_of_the_package(command: Command) -> None:
+    outcome = command("--version")
+    assert outcome.code == 0
+    assert outcome.out == f"fragile-neurons {version('fragile-neurons')}\n"
 
 
 def test_no_command_shows_the_commands(command: Command) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import signal
 import sys
-from typing import Any
+from importlib.metadata import version
+from typing import Annotated, Any
 
 import typer
 from rich.logging import RichHandler
@@ -13,7 +14,7 @@ from typer.core import TyperGroup
 
 from fragile_neurons.cli import data
 from fragile_neurons.cli.analyze import analyze
-from fragile_neurons.cli.console import errors
+from fragile_neurons.cli.console import console, errors
 from fragile_neurons.cli.evaluate import evaluate
 from fragile_neurons.cli.harden import harden
 from fragile_neurons.cli.models import layers, models
@@ -45,6 +46,23 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        console.print(f"fragile-neurons {version('fragile-neurons')}")
+        raise typer.Exit
+
+
+@app.callback()
+def everywhere(
+    show: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Say it and end.")
+    ] = False,
+) -> None:
+    """What every command has."""
+
+
 for command in (
     *(analyze, evaluate, harden, plan),
     *(report, figures, compare),
