@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from fragile_neurons import open_run
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -42,9 +44,16 @@ def test_the_table_of_checks_is_the_one_in_the_code() -> None:
     from fragile_neurons.questions import QUESTIONS
 
     text = (ROOT / "docs" / "method.md").read_text()
-    rows = [line for line in text.splitlines() if line.startswith("| `")]
+    rows = [line for line in text[text.index("## Flagged") :].splitlines() if line.startswith("| `")]
     expected = []
     for one in QUESTIONS.values():
         fail = "–" if one.fail is None else f"{one.fail:g}"
         expected.append(f"| `{one.name}` | {one.statistic} | {one.warn:g} | {fail} | {one.waived} |")
     assert rows == expected
+
+
+def test_every_column_of_a_run_is_explained_once(finished: Path) -> None:
+    text = (ROOT / "docs" / "method.md").read_text().partition("## The columns of neurons.csv")[2]
+    table = [line.split("|")[1] for line in text.partition("\n## ")[0].splitlines() if line.startswith("| `")]
+    explained = [name for names in table for name in re.findall("`([a-z_]+)`", names)]
+    assert sorted(explained) == sorted(open_run(finished).neurons.column_names)
