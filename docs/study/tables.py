@@ -15,7 +15,7 @@ from fragile_neurons.hardening.trials import SHUFFLED
 from fragile_neurons.report import hardening
 from fragile_neurons.report.sentences import accuracy, condition, number, percent
 from fragile_neurons.split_half import MIN_RELIABILITY
-from fragile_neurons.stats import wilson
+from fragile_neurons.stats import holm, wilson
 
 PERMUTATIONS = 9_999
 NORMAL = 1.959964  # 97.5 % quantile
@@ -115,14 +115,29 @@ def _reliable(value: float | None) -> str:
 def correlations() -> str:
     rows = []
     for x, y in HEADLINES:
+        over_networks = _over_networks(x, y)
         for run in runs("analyze", layer="first"):
             for pair in run.summary["correlation"]:
                 if (pair["x"], pair["y"]) == (x, y):
                     reliability = [_reliable(pair["reliability_x"]), _reliable(pair["reliability_y"])]
-                    cells = [run.name, pair["epsilon"], str(pair["n"]), *_relation(pair), *reliability]
+                    rho, p, given = _relation(pair)
+                    corrected = over_networks.get((run.name, pair["epsilon"]))
+                    ps = [p, "–" if corrected is None else f"{corrected:.2g}"]
+                    cells = [run.name, pair["epsilon"], str(pair["n"]), rho, *ps, given, *reliability]
                     rows.append([f"{WORDS[x]} x {WORDS[y]}", *cells])
-    header = ["question", "network", "epsilon", "neurons", "rho", "p (Holm)", "given norm and energy"]
-    return table([*header, "reliability of fragility", "of targeting"], rows)
+    header = ["question", "network", "epsilon", "neurons", "rho", "p (Holm)", "over networks"]
+    return table([*header, "given norm and energy", "reliability of fragility", "of targeting"], rows)
+
+
+def _over_networks(x: str, y: str) -> dict[tuple[str, str], float]:
+    """By network and its largest epsilon: p corrected by Holm over the networks where this can be asked."""
+    asked = {
+        (run.name, pair["epsilon"]): pair["adjusted_p"]
+        for run in runs("analyze", layer="first")
+        for pair in run.summary["correlation"]
+        if (pair["x"], pair["y"], pair["epsilon"]) == (x, y, run.spec["epsilons"][-1]) and can_be_asked(pair)
+    }
+    return dict(zip(asked, holm(np.array([*asked.values()])).tolist(), strict=True))
 
 
 def explored() -> str:
