@@ -17,7 +17,7 @@ from fragile_neurons.sweeps.graph import Traced, UntraceableError, lighten
 from fragile_neurons.sweeps.pairs import Pairs
 from fragile_neurons.sweeps.quick import quicken
 
-MAP_VALUES = 1 << 20  # of a mean tensor in the rest: what follows finds them in the cache
+MAP_VALUES = 1 << 21  # of the rest's largest tensor: what follows still finds most of them in the cache
 FEWEST_ROWS, MOST_ROWS = 16, 2048
 
 
@@ -196,7 +196,9 @@ def _ancestors(graph: fx.GraphModule, wanted: set[str]) -> tuple[fx.Node, ...]:
 
 
 def _suitable_rows(rest: fx.GraphModule, shapes: Mapping[str, torch.Size]) -> int:
-    """The power of two of rows whose maps, on average, still fit into the cache."""
-    sizes = [shapes[node.name][1:].numel() for node in rest.graph.nodes if node.name in shapes]
-    rows = 1 << round(math.log2(MAP_VALUES * len(sizes) / max(1, sum(sizes)))) if sizes else FEWEST_ROWS
+    """The power of two of rows of which the largest maps have about so many values."""
+    largest = max(
+        (shapes[node.name][1:].numel() for node in rest.graph.nodes if node.name in shapes), default=1
+    )
+    rows = 1 << round(math.log2(MAP_VALUES / max(1, largest)))
     return min(max(rows, FEWEST_ROWS), MOST_ROWS)
