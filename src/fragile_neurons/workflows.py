@@ -17,10 +17,11 @@ from fragile_neurons.locks import alone
 from fragile_neurons.norms import format_epsilon, parse_epsilon, parse_epsilons
 from fragile_neurons.report.page import write_page
 from fragile_neurons.report.tables import write_markdown
+from fragile_neurons.runs.analyzed import collect_analysis
 from fragile_neurons.runs.engines import Engine
 from fragile_neurons.runs.engines.local import run_units
 from fragile_neurons.runs.environment import environment
-from fragile_neurons.runs.evaluation import collect_evaluation
+from fragile_neurons.runs.evaluated import collect_evaluation
 from fragile_neurons.runs.export import (
     export_analysis,
     export_evaluation,
@@ -35,12 +36,11 @@ from fragile_neurons.runs.folder import (
     remove_checkpoints,
     resumable,
 )
+from fragile_neurons.runs.hardened import collect_hardening
 from fragile_neurons.runs.hardening import fitted, screened, trials_of
 from fragile_neurons.runs.ledger import Ledger
-from fragile_neurons.runs.mended import collect_hardening
 from fragile_neurons.runs.plan import Unit, make_plan, plan_evaluation, plan_hardening
 from fragile_neurons.runs.remaining import Progress, run_remaining, silent
-from fragile_neurons.runs.results import collect_results
 from fragile_neurons.runs.run import REPORT, Run, open_intact_run, open_run
 from fragile_neurons.runs.scoring import scoring_units
 from fragile_neurons.runs.spec import MINUTES, STEPS, EvaluateSpec, HardenSpec, Spec, make_spec
@@ -242,7 +242,7 @@ def run_subject(
             elif isinstance(spec, HardenSpec):
                 names = export_hardening(folder, subject, collect_hardening(subject, ledger))
             else:
-                names = export_analysis(folder, subject, collect_results(subject, ledger))
+                names = export_analysis(folder, subject, collect_analysis(subject, ledger))
             names += export_examples(folder, ledger)
             for name, write in WRITERS.items():
                 write_file(folder / name, partial(write, Run(folder)))

@@ -1,1 +1,1 @@
-"""Mending a network by the gains of its channels, and judging whether that helps."""
+"""Hardening a network by the gains of its channels, and judging whether that helps."""

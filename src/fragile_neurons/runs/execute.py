@@ -41,9 +41,9 @@ CHECKED = ("inputs", "gradients", "condition", "examples")
 
 def execute_unit(subject: Subject, unit: Unit, given: Sequence[tuple[Unit, Arrays]] = ()) -> Arrays:
     """The arrays of one unit, by name; given: the results of the units that it needs."""
-    if unit.kind in SCORED and subject.mending is not None:
-        assert subject.mending.scoring is not None
-        subject = subject.mending.scoring
+    if unit.kind in SCORED and subject.hardening is not None:
+        assert subject.hardening.scoring is not None
+        subject = subject.hardening.scoring
     spec, epsilons = subject.spec, parse_epsilons(subject.spec.epsilons)
     span = {"batch_size": spec.batch_size, "start": unit.start, "stop": unit.stop}
     with threads(spec.threads):

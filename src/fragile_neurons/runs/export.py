@@ -21,11 +21,11 @@ from fragile_neurons.analysis.predictions import Predictions
 from fragile_neurons.analysis.robustness import Attempts
 from fragile_neurons.evidence import Arrays
 from fragile_neurons.models.weights import save_weights
-from fragile_neurons.runs.evaluation import Evaluation
+from fragile_neurons.runs.analyzed import Analysis
+from fragile_neurons.runs.evaluated import Evaluation
+from fragile_neurons.runs.hardened import Hardened
+from fragile_neurons.runs.hardened_summary import hardening_summary
 from fragile_neurons.runs.ledger import Ledger
-from fragile_neurons.runs.mended import Mended
-from fragile_neurons.runs.mended_summary import hardening_summary
-from fragile_neurons.runs.results import Results
 from fragile_neurons.runs.subject import Subject
 from fragile_neurons.runs.summary import analysis_summary, evaluation_summary
 
@@ -97,7 +97,7 @@ IMAGES = pa.schema(
 )
 
 
-def export_analysis(folder: Path, subject: Subject, results: Results) -> list[str]:
+def export_analysis(folder: Path, subject: Subject, results: Analysis) -> list[str]:
     """Write every file of `analyze` that is made from results alone; their names."""
     neurons = neurons_table(results)
     options = csv.WriteOptions(quoting_style="needed")
@@ -123,7 +123,7 @@ def export_evaluation(folder: Path, subject: Subject, found: Evaluation) -> list
     return _export(folder, subject, evaluation_summary(subject, found), {"images": images})
 
 
-def export_hardening(folder: Path, subject: Subject, found: Mended) -> list[str]:
+def export_hardening(folder: Path, subject: Subject, found: Hardened) -> list[str]:
     """Write every file of `harden` that is made from results alone; their names."""
     summary = hardening_summary(subject, found)
     options = csv.WriteOptions(quoting_style="needed")
@@ -153,7 +153,7 @@ def _save_arrays(arrays: Arrays, path: Path) -> None:
                 np.lib.format.write_array(file, array, allow_pickle=False)
 
 
-def _card(summary: dict[str, Any], found: Mended) -> dict[str, Any]:
+def _card(summary: dict[str, Any], found: Hardened) -> dict[str, Any]:
     """What was done to the weights beside it, and the judgement on it."""
     judged = summary["hardening"]
     names = (
@@ -178,7 +178,7 @@ def _card(summary: dict[str, Any], found: Mended) -> dict[str, Any]:
     }
 
 
-def gains_table(found: Mended) -> pa.Table:
+def gains_table(found: Hardened) -> pa.Table:
     """A row per channel: layer, channel, site, gain (a factor), shift (added after it)."""
     gains = found.gains
     sizes = [len(factors) for factors in gains.factors]
@@ -204,7 +204,7 @@ def _export(
     return ["spec.toml", "summary.json", *(f"{name}.parquet" for name in tables)]
 
 
-def neurons_table(results: Results) -> pa.Table:
+def neurons_table(results: Analysis) -> pa.Table:
     """A row per neuron and epsilon; a column that nothing measured is empty."""
     parts = (results.dropout, results.targeting, results.patching)
     columns = {name: column for part in parts for name, column in _columns(part)}
@@ -260,7 +260,7 @@ def _adversarial(found: Predictions | Attempts) -> tuple[npt.NDArray[np.int64], 
     return found.adv_prediction, found.adv_margin
 
 
-def _smallest_of_grid(results: Results) -> npt.NDArray[np.float64]:
+def _smallest_of_grid(results: Analysis) -> npt.NDArray[np.float64]:
     """(n,) the smallest epsilon of the grid at which FGSM fools the network; nan if none does."""
     fooled = results.predictions.right & ~results.predictions.adv_right
     grid = np.array([float(epsilon) for epsilon in results.robust.epsilons])

@@ -59,12 +59,12 @@ Results = Sequence[tuple[Unit, Arrays]]
 
 def execute_hardening(subject: Subject, unit: Unit, given: Results) -> Arrays:
     """The arrays of one unit, by name; given: the results of the units that it needs."""
-    spec, mending = hardening_parts(subject)
+    spec, hardening = hardening_parts(subject)
     if unit.kind == "candidates":
         return _screen(subject, unit.attack, given)
     if unit.kind == "pace":
         learners = [_learner(subject, network) for network in fitted(subject)]
-        return {"seconds": np.array(seconds_per_step(learners, mending.fitting, _batch(subject)))}
+        return {"seconds": np.array(seconds_per_step(learners, hardening.fitting, _batch(subject)))}
     if unit.kind == "fit":
         return _fit(subject, unit.network, given)
     if unit.kind == "chosen":
@@ -72,7 +72,7 @@ def execute_hardening(subject: Subject, unit: Unit, given: Results) -> Arrays:
     networks = {name: network_of(subject, name, given) for name in {unit.network, unit.source} - {""}}
     if unit.kind == "temperature":
         found = find_temperature(
-            subject.classifier, networks[HARDENED], mending.choosing, batch_size=spec.batch_size
+            subject.classifier, networks[HARDENED], hardening.choosing, batch_size=spec.batch_size
         )
         return {"temperature": np.array(found)}
     named = (unit.network, unit.attack, unit.source)
@@ -132,12 +132,12 @@ def _alternatives(subject: Subject) -> list[str]:
 
 
 def _screen(subject: Subject, score: str, given: Given) -> Arrays:
-    spec, mending = hardening_parts(subject)
+    spec, hardening = hardening_parts(subject)
     candidates = rule_gains(subject, given, score, search.STRENGTHS)
     return search.screen(
         subject.classifier,
         candidates,
-        mending.choosing,
+        hardening.choosing,
         parse_epsilon(spec.epsilon),
         batch_size=spec.batch_size,
         seed=spec.seed,
@@ -150,14 +150,14 @@ def _choose(subject: Subject, network: str, given: Results) -> Arrays:
     kept: whether one keeps the budget and helps; else the original's own gains or weights, but for a control,
     which stays at its weakest. taken: the place of the one taken, -1 for the original.
     """
-    spec, mending = hardening_parts(subject)
+    spec, hardening = hardening_parts(subject)
     candidates, strengths = _candidates(subject, network, given)
     if network == HARDENED and spec.rule == "proportional":
         return candidates[0]
     tried = try_changes(
         subject.classifier,
         [partial(_network, subject, network, arrays) for arrays in candidates],
-        mending.choosing,
+        hardening.choosing,
         None if network in CONTROLS else parse_epsilon(spec.epsilon),
         budget=spec.budget,
         batch_size=spec.batch_size,
@@ -246,27 +246,27 @@ def _fit(subject: Subject, network: str, given: Results) -> Arrays:
 
     seconds: nan if it went on from a checkpoint.
     """
-    spec, mending = hardening_parts(subject)
+    spec, hardening = hardening_parts(subject)
     ((_, pace),) = given
     seconds = dict(zip(fitted(subject), pace["seconds"].tolist(), strict=True))
     learner = _learner(subject, network)
     meant = spec.steps * seconds.get(HARDENED, seconds[network])  # the gains' time is everybody's
     steps = max(1, round(min(meant, 60 * spec.minutes) / seconds[network]))
-    schedule = make_schedule(learner, steps, mending.fitting, _batch(subject), spec.seed)
-    checkpoint = mending.scratch / CHECKPOINT.format(network)
+    schedule = make_schedule(learner, steps, hardening.fitting, _batch(subject), spec.seed)
+    checkpoint = hardening.scratch / CHECKPOINT.format(network)
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
     resumed, start = checkpoint.exists(), time.perf_counter()
     with learner.working(), torch.random.fork_rng():
         walk = fit(
             learner.module,
             learner.loss,
-            mending.fitting,
+            hardening.fitting,
             schedule,
             checkpoint=checkpoint,
             purpose={"network": network, "run": spec.digest},
         )
         for progress in walk:
-            mending.tell(f"step {progress.epoch}.{progress.step}, loss {progress.loss:.3f}")
+            hardening.tell(f"step {progress.epoch}.{progress.step}, loss {progress.loss:.3f}")
     seconds_taken = math.nan if resumed else time.perf_counter() - start
     found = learner.result()
     diverged = not _is_usable(subject, network, found)

@@ -36,11 +36,11 @@ def run_remaining(subject: Subject, ledger: Ledger, engine: Engine, progress: Pr
     done = total - left
     with progress("units", total) as advance:
         advance(done, "" if left else "all of them before")
-        if subject.mending is not None:
+        if subject.hardening is not None:
             telling = replace(
-                subject.mending, scratch=ledger.folder, tell=lambda note: advance(done, f"fitting: {note}")
+                subject.hardening, scratch=ledger.folder, tell=lambda note: advance(done, f"fitting: {note}")
             )
-            subject = replace(subject, mending=telling)
+            subject = replace(subject, hardening=telling)
         with closing(engine(subject, ledger)) as units:
             for unit in units:
                 done += 1

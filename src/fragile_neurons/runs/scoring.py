@@ -18,8 +18,8 @@ from fragile_neurons.runs.subject import Subject, hardening_parts
 
 def scoring_units(subject: Subject) -> list[Unit]:
     """What scores the neurons: those units of an analysis of validation images that the rule asks for."""
-    spec, mending = hardening_parts(subject)
-    if mending.scoring is None:
+    spec, hardening = hardening_parts(subject)
+    if hardening.scoring is None:
         return []
     scores = search.scores_needed(spec.rule, spec.score)
     kinds = {"predictions", "drops"}
@@ -27,7 +27,7 @@ def scoring_units(subject: Subject) -> list[Unit]:
         kinds.add("disturbances")
     if "rescue" in scores:
         kinds.add("patches")
-    units = make_plan(mending.scoring.selection, len(mending.scoring.data), spec.batch_size)
+    units = make_plan(hardening.scoring.selection, len(hardening.scoring.data), spec.batch_size)
     return [unit for unit in units if unit.kind in kinds]
 
 

@@ -52,7 +52,7 @@ Stage = Literal["whole", "design", "sample", "refined"]
 
 
 @dataclass(frozen=True)
-class Mending:
+class Hardening:
     """What `harden` has besides its report images, and disjoint from them.
 
     fitting: images that gains and weights are fitted to. choosing: those that strengths are chosen on.
@@ -76,7 +76,7 @@ class Subject:
     data: ImageData
     selection: Selection
     way: Way | None = None
-    mending: Mending | None = None
+    hardening: Hardening | None = None
     designs: dict[str, Design] = field(default_factory=dict, compare=False)
     _swept: dict[tuple[int, int, Stage], list[tuple[Sweep, int]]] = field(default_factory=dict, compare=False)
 
@@ -122,11 +122,11 @@ class Subject:
         return self._swept[start, stop, stage]
 
 
-def hardening_parts(subject: Subject) -> tuple[HardenSpec, Mending]:
+def hardening_parts(subject: Subject) -> tuple[HardenSpec, Hardening]:
     """The spec of a `harden`, and what that has besides."""
     assert isinstance(subject.spec, HardenSpec)
-    assert subject.mending is not None
-    return subject.spec, subject.mending
+    assert subject.hardening is not None
+    return subject.spec, subject.hardening
 
 
 def open_spec(spec: Spec) -> Subject:
@@ -204,8 +204,8 @@ def open_to_harden(
         site=site,
     )
     _refuse_other(spec, found)
-    mending = Mending(fitting, choosing, scoring)
-    return Subject(spec.model_copy(update={"found": found}), classifier, test, selection, mending=mending)
+    hardening = Hardening(fitting, choosing, scoring)
+    return Subject(spec.model_copy(update={"found": found}), classifier, test, selection, hardening=hardening)
 
 
 def open_subject(spec: Spec, classifier: Classifier, data: ImageData) -> Subject:

@@ -22,16 +22,16 @@ from fragile_neurons.analysis.verdicts import VERDICTS, Drops
 from fragile_neurons.attacks.catalogue import missing_extra
 from fragile_neurons.norms import format_epsilon
 from fragile_neurons.probe import Check
+from fragile_neurons.runs.analyzed import Analysis
 from fragile_neurons.runs.environment import versions
-from fragile_neurons.runs.evaluation import Evaluation
-from fragile_neurons.runs.results import Results
+from fragile_neurons.runs.evaluated import Evaluation
 from fragile_neurons.runs.spec import AnalyzeSpec, EvaluateSpec
 from fragile_neurons.runs.subject import Subject
 
 FORMAT_VERSION = 1
 
 
-def analysis_summary(subject: Subject, results: Results) -> dict[str, Any]:
+def analysis_summary(subject: Subject, results: Analysis) -> dict[str, Any]:
     """The contents of summary.json after `analyze`."""
     return summary_of(
         subject,
@@ -166,7 +166,7 @@ def _per_class(curve: RobustAccuracy, row: int) -> dict[str, Any]:
     return {curve.classes[label]: described(curve.at(row, int(label))) for label in present}
 
 
-def _dropout(subject: Subject, results: Results) -> list[dict[str, Any]]:
+def _dropout(subject: Subject, results: Analysis) -> list[dict[str, Any]]:
     """Per layer and condition (epsilon None is clean): how many neurons have which verdict."""
     layers = np.array([neuron.layer for neuron in subject.selection.neurons])
     predictions, dropout = results.predictions, results.dropout

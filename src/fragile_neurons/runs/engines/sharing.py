@@ -13,7 +13,7 @@ import numpy.typing as npt
 import ray
 
 from fragile_neurons.data.images import ImageData
-from fragile_neurons.runs.subject import Mending, Subject
+from fragile_neurons.runs.subject import Hardening, Subject
 from fragile_neurons.sweeps.choice import choose_way
 
 SHARD = 256  # images: what a worker fetches at once
@@ -21,15 +21,15 @@ SHARD = 256  # images: what a worker fetches at once
 
 def share(subject: Subject) -> Subject:
     """What a worker needs of a subject: images are fetched when they are asked for, the way is found anew."""
-    mending = subject.mending
-    if mending is not None:
-        mending = Mending(
-            fitting=_store(mending.fitting),
-            choosing=_store(mending.choosing),
-            scoring=None if mending.scoring is None else share(mending.scoring),
-            scratch=mending.scratch.absolute(),
+    hardening = subject.hardening
+    if hardening is not None:
+        hardening = Hardening(
+            fitting=_store(hardening.fitting),
+            choosing=_store(hardening.choosing),
+            scoring=None if hardening.scoring is None else share(hardening.scoring),
+            scratch=hardening.scratch.absolute(),
         )
-    return replace(subject, data=_store(subject.data), mending=mending, way=None, designs={}, _swept={})
+    return replace(subject, data=_store(subject.data), hardening=hardening, way=None, designs={}, _swept={})
 
 
 def _store(data: ImageData) -> ImageData:
@@ -65,16 +65,16 @@ class StoredImages:
 
 def ready(subject: Subject) -> Subject:
     """A shared subject as a worker can compute with it."""
-    mending = subject.mending
-    if mending is not None:
-        here = mending.scratch.is_dir()  # the run folder, where this machine sees it
-        scratch = mending.scratch if here else Path(tempfile.mkdtemp(prefix="fragile-neurons-"))
-        scoring = None if mending.scoring is None else ready(mending.scoring)
-        mending = replace(mending, scoring=scoring, scratch=scratch)
+    hardening = subject.hardening
+    if hardening is not None:
+        here = hardening.scratch.is_dir()  # the run folder, where this machine sees it
+        scratch = hardening.scratch if here else Path(tempfile.mkdtemp(prefix="fragile-neurons-"))
+        scoring = None if hardening.scoring is None else ready(hardening.scoring)
+        hardening = replace(hardening, scoring=scoring, scratch=scratch)
     found = subject.spec.found
     way = None
     if found is not None and found.sweep is not None:
         way = choose_way(
             subject.classifier, subject.selection.sites, subject.selection.images, found.sweep
         ).way
-    return replace(subject, mending=mending, way=way)
+    return replace(subject, hardening=hardening, way=way)

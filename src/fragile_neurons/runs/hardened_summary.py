@@ -13,13 +13,13 @@ from fragile_neurons.hardening.observe import FGSM, PGD
 from fragile_neurons.hardening.trials import ORIGINAL
 from fragile_neurons.hardening.verdict import LEFT_OVER, Paired
 from fragile_neurons.norms import format_epsilon
-from fragile_neurons.runs.mended import Mended
+from fragile_neurons.runs.hardened import Hardened
 from fragile_neurons.runs.spec import HardenSpec
 from fragile_neurons.runs.subject import Subject
 from fragile_neurons.runs.summary import described, summary_of
 
 
-def hardening_summary(subject: Subject, found: Mended) -> dict[str, Any]:
+def hardening_summary(subject: Subject, found: Hardened) -> dict[str, Any]:
     """The contents of summary.json after `harden`: the accuracies are the original network's."""
     judgement = found.judgement
     curves = [
@@ -36,7 +36,7 @@ def hardening_summary(subject: Subject, found: Mended) -> dict[str, Any]:
     )
 
 
-def _hardening(subject: Subject, found: Mended) -> dict[str, Any]:
+def _hardening(subject: Subject, found: Hardened) -> dict[str, Any]:
     spec, judgement = subject.spec, found.judgement
     assert isinstance(spec, HardenSpec)
     assert spec.found is not None

@@ -57,7 +57,7 @@ class Chosen:
 
 
 @dataclass(frozen=True)
-class Mended:
+class Hardened:
     """Everything `harden` has to say."""
 
     gains: Gains
@@ -68,7 +68,7 @@ class Mended:
     checks: tuple[Check, ...]
 
 
-def collect_hardening(subject: Subject, ledger: Ledger) -> Mended:
+def collect_hardening(subject: Subject, ledger: Ledger) -> Hardened:
     """Join the units' arrays and judge them.
 
     The checks are of the hardened network; of the original only those of its inputs that are flagged.
@@ -114,7 +114,7 @@ def collect_hardening(subject: Subject, ledger: Ledger) -> Mended:
         check_inputs(cheap[network, "inputs"], cheap[network, "gradients"], classes)
         for network in ("", HARDENED)
     )
-    return Mended(
+    return Hardened(
         gains=gains_of(subject, chosen[HARDENED]),
         hardened=network_of(subject, HARDENED, results),
         judgement=judgement,

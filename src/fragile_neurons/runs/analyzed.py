@@ -1,4 +1,4 @@
-"""From the stored arrays of all units to the results of the analyses."""
+"""From the stored arrays of `analyze` to what it has to say."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from fragile_neurons.sweeps.observed import Dropped
 
 
 @dataclass(frozen=True)
-class Results:
+class Analysis:
     """Everything `analyze` has to say."""
 
     predictions: Predictions
@@ -48,7 +48,7 @@ class Results:
     checks: tuple[Check, ...]
 
 
-def collect_results(subject: Subject, ledger: Ledger) -> Results:
+def collect_analysis(subject: Subject, ledger: Ledger) -> Analysis:
     """Join the units' arrays and summarise them."""
     spec, selection, epsilons = subject.spec, subject.selection, parse_epsilons(subject.spec.epsilons)
     assert isinstance(spec, AnalyzeSpec)
@@ -64,7 +64,7 @@ def collect_results(subject: Subject, ledger: Ledger) -> Results:
     targeting = summarise_targeting(
         subject.classifier, selection, subject.data.classes, predictions, observed, epsilons
     )
-    return Results(
+    return Analysis(
         predictions=predictions,
         robust=RobustAccuracy(
             "fgsm",
