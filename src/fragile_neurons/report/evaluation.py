@@ -33,13 +33,11 @@ def smallest(found: Found) -> str:
     """The median of the smallest epsilons that fool, as a sentence with its denominator."""
     one = found["smallest_fooling_epsilon"]
     of = f"of the {one['n']:,} images right clean, {one['not_fooled']:,} resisted up to {one['largest']}"
+    what = "Smallest epsilon that fools (bisection with PGD of its own, an upper bound)"
     if one["median"] is None:
-        return f"Smallest epsilon that fools: no median, {of}."
+        return f"{what}: no median, {of}."
     grid = f"; {one['of_grid']:,} have the value of the grid at which a stronger attack fooled them"
-    return (
-        f"Smallest epsilon that fools (bisection with PGD of its own, an upper bound): median "
-        f"{one['median']:.4g}; {of}{grid if one['of_grid'] else ''}."
-    )
+    return f"{what}: median {one['median']:.4g}; {of}{grid if one['of_grid'] else ''}."
 
 
 def check_counts(found: Found) -> str:
