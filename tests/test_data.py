@@ -698,3 +698,9 @@ def test_arrays_are_put_in_a_random_order_but_not_what_was_taken(small_data: Ima
     assert len(set(mixed.labels[:10].tolist())) == 3
     assert (by_class.labels[mixed.indices] == mixed.labels).all()
     assert mixed.mixed(1) is mixed
+    half = by_class.take(np.arange(0, len(by_class), 2))
+    assert len(set(half.mixed(0).labels[:10].tolist())) == 3
+    assert mixed.take(np.arange(5)).mixed(0).indices.tolist() == mixed.indices[:5].tolist()
+    nothing = by_class.take(np.arange(0))
+    assert nothing.mixed(0) is nothing
+    assert load_data("mnist", limit=20).is_mixed

@@ -334,6 +334,12 @@ def test_an_attack_made_by_functools_is_known_by_the_users_file(tmp_path: Path) 
     path.write_text("import functools\n\n\ndef attack():\n    pass\n\n\nmy = functools.partial(attack)\n")
     truth = hashlib.sha256(path.read_bytes()).hexdigest()
     assert source_sha256(f"{path}:my") == source_sha256(f"{path}:attack") == truth
+    (tmp_path / "shown.py").write_text("from mine import my, attack\n")
+    shown = [source_sha256(f"{tmp_path / 'shown.py'}:{name}") for name in ("my", "attack")]
+    assert shown[0] == shown[1] != truth
+    path.write_text(path.read_text() + "\n# edited\n")
+    assert source_sha256(f"{tmp_path / 'shown.py'}:my") != shown[0]
+    truth = source_sha256(f"{path}:my")
     sys.path.insert(0, str(tmp_path))
     try:
         assert source_sha256("mine:my") == truth

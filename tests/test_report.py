@@ -147,7 +147,7 @@ def test_a_headline_says_rho_interval_p_n_and_what_it_means() -> None:
         ({"spearman": 0.5, "adjusted_p": 0.0501}, "not shown for neurons in general"),
         ({"y": "excess", "spearman": -0.5, "adjusted_p": 0.9}, "not shown for neurons in general"),
         (
-            {"adjusted_p": 0.01, "reliability_x": 0.17},
+            {"adjusted_p": 0.25, "reliability_x": 0.17},
             "too noisy on these images to say, reliability 0.17 and 0.80 where 0.3 is the least",
         ),
         (
@@ -179,7 +179,7 @@ def test_an_undefined_correlation_is_said_to_be_undefined() -> None:
     )
     for aim in ("share", "excess"):
         sentence = sentences.headline(nothing | {"y": aim})
-        assert sentence.endswith("undefined, 3 neurons have both and one measure is constant or empty.")
+        assert sentence.endswith("undefined, 3 neurons have both; too few images, or a measure is constant.")
         assert "None" not in sentence
         assert "nan" not in sentence
 

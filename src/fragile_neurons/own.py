@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib
 import importlib.util
@@ -12,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 
 class UnusableError(Exception):
@@ -46,15 +48,28 @@ def absolute(name: str) -> str:
 
 
 def source_sha256(name: str) -> str:
-    """The checksum of the file behind a name; raises UnusableError where there is none."""
+    """The checksum of the file that a name says, and of its code's if another; UnusableError if none."""
     place = name.rpartition(":")[0]
-    with opened(name) as found:  # an instance says where its class is, which may be anywhere
-        is_code = inspect.isfunction(found) or inspect.isclass(found)
-        home = sys.modules.get(found.__module__ if is_code else place)
-    path = Path(os.path.expanduser(place)) if place.endswith(".py") else getattr(home, "__file__", None)
-    if path is None:
+    is_file = place.endswith(".py")
+    with opened(name) as found:
+        homes = [*([] if is_file else [place]), _code(found).__module__]
+        named = [getattr(sys.modules.get(home), "__file__", None) for home in homes]
+    files = dict.fromkeys([os.path.abspath(os.path.expanduser(place)) if is_file else None, *named])
+    found_files = [file for file in files if file is not None]
+    if not found_files:
         raise UnusableError(f"{place} has no file of its own")
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    digest = hashlib.sha256()
+    for file in found_files:
+        digest.update(Path(file).read_bytes())
+    return digest.hexdigest()
+
+
+def _code(found: Any) -> Any:
+    """The function or class behind a partial, a method, a wrapper or an instance."""
+    while isinstance(found, functools.partial):
+        found = found.func
+    found = inspect.unwrap(getattr(found, "__func__", found))
+    return found if inspect.isfunction(found) or inspect.isclass(found) else type(found)
 
 
 def told(error: BaseException) -> str:

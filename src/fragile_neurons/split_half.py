@@ -90,7 +90,7 @@ def split_half_correlations(
         raise ValueError("the covariates are not finite")
     numbers, member = np.unique(groups, return_inverse=True)
     if len(numbers) < 2:
-        return [Correlation(x, y, 0) for x, y in pairs]
+        return [Correlation(x, y, len(covariates)) for x, y in pairs]
     in_half = np.tile(np.arange(len(numbers)) < len(numbers) // 2, (splits, 1))
     first = np.random.default_rng([seed, 0]).permuted(in_half, axis=1)[:, member]
     used = {name: measures[name] for pair in pairs for name in pair}

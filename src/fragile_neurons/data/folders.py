@@ -116,6 +116,7 @@ def load_folder(
         split=split,
         positions=chosen,
         excluded=tuple(excluded),
+        is_mixed=True,
     )
 
 

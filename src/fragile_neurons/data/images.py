@@ -35,7 +35,7 @@ class ImageData:
     images: uint8 (n, channels, height, width), or float32 in [0, 1] of the same shape; an array, or
     what slices to a part of itself and becomes one by np.asarray, as FolderImages does.
     labels: (n,) integers, places in `classes`. positions: (n,) places in the whole split.
-    excluded: files that were left out, and why.
+    excluded: files that were left out, and why. is_mixed: they are in a random order.
     """
 
     images: Images
@@ -45,6 +45,7 @@ class ImageData:
     split: str = "test"
     positions: npt.NDArray[np.int64] | None = None
     excluded: tuple[str, ...] = ()
+    is_mixed: bool = False
 
     def __post_init__(self) -> None:
         labels = np.asarray(self.labels)
@@ -83,11 +84,12 @@ class ImageData:
 
         The order is random so that a batch is a random sample too, whatever order a source has.
         """
-        return self.take(sample_rows(self.labels, limit, seed, f"{self.name} {self.split}"))
+        sampled = self.take(sample_rows(self.labels, limit, seed, f"{self.name} {self.split}"))
+        return replace(sampled, is_mixed=True)
 
     def mixed(self, seed: int) -> ImageData:
-        """In a seeded random order, so that the first images are a sample; as they are if they were taken."""
-        return self.sample(None, seed) if self.positions is None else self
+        """In a seeded random order, so that the first images are a sample; as they are if they are in one."""
+        return self if self.is_mixed or not len(self) else self.sample(None, seed)
 
 
 def sample_rows(

@@ -151,7 +151,8 @@ def judge(
     """Does the hardened network hold what it promises? On test, attacked anew; any pair of networks.
 
     val: for the temperature, and the strength of the controls. gains: those the hardened network has, for
-    its controls. budget: what clean accuracy may fall by, a fraction. Raises InputError for networks that
+    its controls. budget: what clean accuracy may fall by, a fraction. The result is in the order of
+    test.mixed(seed), which only your own arrays are not in already. Raises InputError for networks that
     fail the fatal checks, images that overlap, an epsilon of 0 or gains that are not the hardened network's.
     """
     one, grid = parse_epsilon(epsilon), parse_epsilons(epsilons)

@@ -104,8 +104,8 @@ def decide(found: Findings) -> tuple[Verdict, str]:
     if found.fgsm.is_above and not found.pgd.is_above:
         return "vanishes under stronger attack", f"under FGSM {_pp(found.fgsm.gain)}, under PGD {_pp(pgd)}"
     for name, pair in found.stronger.items() if pgd > 0 else ():
-        if left_over(pair, found.pgd)[2] < 0:
-            same = found.pgd.first(len(pair.before)).gain
+        same = found.pgd.first(len(pair.before)).gain
+        if same > 0 and left_over(pair, found.pgd)[2] < 0:
             return "vanishes under stronger attack", f"under PGD {_pp(same)}, under {name} {_pp(pair.gain)}"
     if not found.pgd.is_above:
         return "no robust gain", f"under PGD {_pp(pgd)}, not surely above 0"

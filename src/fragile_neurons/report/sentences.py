@@ -104,7 +104,7 @@ def headline(pair: dict[str, Any]) -> str:
     asked = {"share": "clean drop with share", "excess": "margin drop with excess"}[pair["y"]]
     start = f"FGSM {pair['epsilon']}, {pair['layer']}, {asked}"
     if pair["spearman"] is None:
-        return f"{start}: undefined, {pair['n']} neurons have both and one measure is constant or empty."
+        return f"{start}: undefined, {pair['n']} neurons have both; too few images, or a measure is constant."
     interval = "" if pair["ci95"][0] is None else f" [{pair['ci95'][0]:+.2f}, {pair['ci95'][1]:+.2f}]"
     found = f"Spearman {pair['spearman']:+.2f}{interval}, p {pair['adjusted_p']:.2g} (Holm)"
     sentence = f"{start}: {found}, n = {pair['n']} neurons: {_meaning(pair)}."
@@ -115,12 +115,12 @@ def headline(pair: dict[str, Any]) -> str:
 
 
 def _meaning(pair: dict[str, Any]) -> str:
-    reliabilities = [pair["reliability_x"], pair["reliability_y"]]
-    if any(one is None or one < MIN_RELIABILITY for one in reliabilities):
+    if pair["adjusted_p"] > SIGNIFICANT:
+        reliabilities = [pair["reliability_x"], pair["reliability_y"]]
+        if all(one is not None and one >= MIN_RELIABILITY for one in reliabilities):
+            return "not shown for neurons in general"
         found = " and ".join("none" if one is None else f"{one:.2f}" for one in reliabilities)
         return f"too noisy on these images to say, reliability {found} where {MIN_RELIABILITY} is the least"
-    if pair["adjusted_p"] > SIGNIFICANT:
-        return "not shown for neurons in general"
     more = pair["spearman"] > 0
     if pair["y"] == "share":
         return (

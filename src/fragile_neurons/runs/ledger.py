@@ -57,7 +57,8 @@ class Ledger:
                 fix="check the path",
             )
         # SQLite keeps no files beside the database only if told that nobody writes there
-        archived = not os.access(folder, os.W_OK) and not (folder / f"{FILE}-wal").exists()
+        wal = folder / f"{FILE}-wal"
+        archived = not os.access(folder, os.W_OK) and not (wal.exists() and wal.stat().st_size)
         place = f"{(folder / FILE).absolute().as_uri()}?{'immutable=1' if archived else 'mode=rw'}"
         try:
             self._connection = sqlite3.connect(place, isolation_level=None, uri=True)
@@ -132,12 +133,12 @@ class Ledger:
     @property
     def failures(self) -> dict[str, str]:
         """Why units have no result, by their ids."""
-        return dict(self._rows("SELECT unit, reason FROM failures"))
+        return self._later("failures")
 
     @property
     def environment(self) -> dict[str, str]:
         """What the run was begun in; empty for one that an older version began."""
-        return dict(self._rows("SELECT name, value FROM environment"))
+        return self._later("environment")
 
     def result(self, unit: Unit) -> Arrays:
         """A stored result; raises IntegrityError where it is not what was stored."""
@@ -210,6 +211,11 @@ class Ledger:
         if canonical_sha256(json.loads(text)) != digest:
             raise self._broken("the spec is not what was stored")
         return spec
+
+    def _later(self, table: str) -> dict[str, str]:
+        """The pairs in a table of LATER; none where an older version's run cannot be written."""
+        there = self._rows("SELECT name FROM sqlite_master WHERE name = ?", table)
+        return dict(self._rows(f"SELECT * FROM {table}")) if there else {}
 
     def _one(self, query: str) -> Any:
         return self._rows(query)[0][0]

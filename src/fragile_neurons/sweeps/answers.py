@@ -69,12 +69,14 @@ class Answer:
     ) -> Answer:
         """logits: (pairs, classes) of the pairs asked, channel by channel. asked: (channels, n) bool.
 
-        before: the network's. kept: what the pairs are compared with, rounded as they are.
+        before: the network's. kept: the same way's own pass, rounded as the pairs are: a prediction in which
+        these two differ is no flip where the pair agrees with either.
         """
         images = asked.nonzero()[:, 1]
         right, after = before.right, torch.zeros(asked.shape, device=asked.device)
         flipped = torch.zeros_like(asked)
-        flipped[asked] = (logits.argmax(-1) == before.labels[images]) != kept.right[images]
+        now = logits.argmax(-1) == before.labels[images]
+        flipped[asked] = (now != right[images]) & (now != kept.right[images])
         after[asked] = margins(logits, before.labels[images])
         flips, margin, was = flipped.T.cpu().numpy(), after.T.cpu().numpy(), right.cpu().numpy()[:, None]
         if sample is None:

@@ -63,7 +63,7 @@ def _checked(classifier: Classifier, sites: Sequence[Site], images: torch.Tensor
         with evaluating(classifier):
             way = Exact(classifier, images)
             _check(way, classifier, sites, images)
-    except (FragileNeuronsError, UntraceableError):
+    except (FragileNeuronsError, UntraceableError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # a forward of somebody else's may do what no graph was cut for
         raise UntraceableError(f"the graph cannot be cut: {told(error)}") from error
