@@ -468,3 +468,9 @@ def test_only_a_missing_split_divides_val(
     spec = make_spec(**options, epsilon="0.1", epsilons=())
     with pytest.raises(fn.InputError, match="of 30 images cannot be used"):
         open_spec(spec)
+
+
+def test_a_spec_of_another_dtype_is_refused_and_not_run_in_float32() -> None:
+    options = {"model": "mnist-cnn", "data": "mnist", "limit": 20, "epsilons": [], "epsilon": "0.1"}
+    with pytest.raises(fn.InputError, match="bfloat16"):
+        open_spec(make_spec(command="harden", dtype="bfloat16", **options))
