@@ -234,7 +234,6 @@ def chart(
     layer, epsilon: of a result that has several; by default the first layer and the largest epsilon.
     Raises InputError for another result, and where it has no such layer or epsilon.
     """
-    options: dict[str, Any] = {}
     if not isinstance(result, Result):
         raise InputError(
             "there is no chart of this alone",
@@ -260,8 +259,9 @@ def chart(
                 fix="choose layer and epsilon of the result",
             )
     if isinstance(result, Dropout):
-        options = {"rule": result.rule, "transfer": result.mode == "transfer"}
-    figure = figures(made, **options)[name]
+        figure = figures(made, rule=result.rule, transfer=result.mode == "transfer")[name]
+    else:
+        figure = figures(made)[name]
     drawn: alt.TopLevelMixin = alt.Chart.from_dict(figure.drawn(made[figure.dataset].rows))
     return drawn
 
