@@ -1,4 +1,4 @@
-"""Sampled sweeps: what is foretold against closed forms, estimates over many seeds against every answer."""
+"""Sampled sweeps: what is predicted against closed forms, estimates over many seeds against every answer."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from fragile_neurons.sweeps.choice import choose_way
 from fragile_neurons.sweeps.exact import Exact
 from fragile_neurons.sweeps.pairs import Pairs
 from fragile_neurons.sweeps.reference import Reference
-from fragile_neurons.sweeps.sampling import Design, Foreseen, Odds, Sample
+from fragile_neurons.sweeps.sampling import Design, FirstOrder, Odds, Sample
 
 SEEDS = 500
 IMAGES = 1_000
@@ -41,7 +41,7 @@ LAYER = "layer"
 Array = npt.NDArray[Any]
 
 
-# --- what is foretold
+# --- what is predicted
 
 
 def linear_network() -> fn.Classifier:
@@ -54,7 +54,7 @@ def linear_network() -> fn.Classifier:
 @pytest.mark.parametrize("name", ["0", "1"])
 @pytest.mark.parametrize("what", ["zero", "constant", "patch"])
 @pytest.mark.parametrize("sweep", ["exact", "reference"])
-def test_of_a_linear_network_every_change_is_foretold_exactly(
+def test_of_a_linear_network_every_change_is_predicted_exactly(
     name: str, what: str, sweep: str, small_data: fn.ImageData
 ) -> None:
     classifier, (images, labels) = linear_network(), small_data[:]
@@ -69,7 +69,7 @@ def test_of_a_linear_network_every_change_is_foretold_exactly(
     }
     replace = replacements[what]
     way = choose_way(classifier, [site], images, sweep).way
-    changes, moved = way.walk(images, [site]).foretell(site, channels, replace, labels)
+    changes, moved = way.walk(images, [site]).first_order(site, channels, replace, labels)
     with torch.no_grad():
         before = Before(classifier(images), labels).margins
     everyone = torch.ones(len(channels), len(images), dtype=torch.bool)
@@ -94,15 +94,15 @@ def test_a_map_that_is_its_own_replacement_does_not_move(
         conv.bias[2] = 0
     site = executed_layers(small_classifier, images)[0].site("conv")
     way = choose_way(small_classifier, [site], images, sweep).way
-    changes, moved = way.walk(images, [site]).foretell(site, [0, 2], drop(0.0), labels)
+    changes, moved = way.walk(images, [site]).first_order(site, [0, 2], drop(0.0), labels)
     assert moved.any(dim=1).tolist() == [True, False]
     assert not changes[1].any()
 
 
-def test_exact_foretells_through_norm_and_activation(
+def test_exact_predicts_through_norm_and_activation(
     small_classifier: fn.Classifier, small_data: fn.ImageData
 ) -> None:
-    """conv1 is followed by norm, ReLU and pooling: foretold to first order only behind them."""
+    """conv1 is followed by norm, ReLU and pooling: predicted to first order only behind them."""
     images, labels = small_data[:]
     site = executed_layers(small_classifier, images)[0].site("conv")
     way = choose_way(small_classifier, [site], images, "exact").way
@@ -112,7 +112,7 @@ def test_exact_foretells_through_norm_and_activation(
         actual = Before(logits, labels).margins - Before(small_classifier(images), labels).margins
     errors = []
     for one in (way, Reference(small_classifier)):
-        changes, _ = one.walk(images, [site]).foretell(site, [0, 1, 2, 3], drop(0.0), labels)
+        changes, _ = one.walk(images, [site]).first_order(site, [0, 1, 2, 3], drop(0.0), labels)
         errors.append(float((changes - actual).square().mean()))
     assert errors[0] < 0.9 * errors[1]
 
@@ -121,27 +121,27 @@ def test_exact_foretells_through_norm_and_activation(
 
 
 class Pool:
-    """Margins before, foretold changes and margins after; predictions of two classes, right above 0."""
+    """Margins before, predicted changes and margins after; predictions of two classes, right above 0."""
 
-    def __init__(self, foretelling: str) -> None:
+    def __init__(self, prediction: str) -> None:
         generator = np.random.default_rng(1)
         self.margins = generator.normal(2.0, 2.5, IMAGES)
         size = np.geomspace(0.05, 3.0, NEURONS)[:, None]
         told = generator.normal(-0.3, 1.0, (NEURONS, IMAGES)) * size
         error = generator.standard_t(4, (NEURONS, IMAGES)) * size * 0.6
         self.after = self.margins + 0.8 * told + error
-        self.changes = {"true": told, "negated": -told, "constant": np.ones_like(told)}[foretelling]
+        self.changes = {"true": told, "negated": -told, "constant": np.ones_like(told)}[prediction]
         self.drop = ((self.margins > 0).astype(float) - (self.after > 0)).mean(axis=1)
         self.margin_drop = (self.margins - self.after).mean(axis=1)
 
-    def foreseen(self, rows: Array) -> Foreseen:
+    def predicted(self, rows: Array) -> FirstOrder:
         changes = self.changes[:, rows]
-        return Foreseen(self.margins[rows], changes, changes != 0, np.ones(len(rows), bool))
+        return FirstOrder(self.margins[rows], changes, changes != 0, np.ones(len(rows), bool))
 
     def design(self) -> Design:
         rows = np.arange(256)
         odds = Odds.learn(
-            self.foreseen(rows), self.after[:, rows], images=IMAGES, standard_error=STANDARD_ERROR
+            self.predicted(rows), self.after[:, rows], images=IMAGES, standard_error=STANDARD_ERROR
         )
         return Design(tuple(range(NEURONS)), {"clean": odds})
 
@@ -149,7 +149,7 @@ class Pool:
         """The estimates for these images from one draw; and of how many pairs they are made."""
         channels = list(range(NEURONS))
         sample = Sample({LAYER: design}, seed, np.arange(len(rows)))
-        drawn = sample.draw(LAYER, channels, {"clean": self.foreseen(rows)})["clean"]
+        drawn = sample.draw(LAYER, channels, {"clean": self.predicted(rows)})["clean"]
         asked = torch.from_numpy(drawn.drawn)
         channel, image = np.nonzero(drawn.drawn)
         labels = torch.zeros(len(rows), dtype=torch.int64)
@@ -170,7 +170,7 @@ def pool(request: pytest.FixtureRequest) -> Pool:
     return Pool(request.param)
 
 
-def test_estimates_are_unbiased_whatever_is_foretold(pool: Pool) -> None:
+def test_estimates_are_unbiased_whatever_is_predicted(pool: Pool) -> None:
     """Over 500 draws on the same images, drops and margin drops; and their sampling errors are as said."""
     design, rows = pool.design(), np.arange(IMAGES)
     right = (pool.margins > 0)[:, None]

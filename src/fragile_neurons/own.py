@@ -35,7 +35,7 @@ def opened(name: str) -> Iterator[object]:
         try:
             home = _load_file(path) if is_file else importlib.import_module(place)
         except (Exception, SystemExit) as error:
-            raise UnusableError(f"{place} cannot be imported: {told(error)}") from error
+            raise UnusableError(f"{place} cannot be imported: {describe(error)}") from error
         if not attribute or not hasattr(home, attribute):
             raise UnusableError(f"{place} has no {attribute or 'name after the colon'}")
         yield getattr(home, attribute)
@@ -72,7 +72,7 @@ def _code(found: Any) -> Any:
     return found if inspect.isfunction(found) or inspect.isclass(found) else type(found)
 
 
-def told(error: BaseException) -> str:
+def describe(error: BaseException) -> str:
     """An error of somebody else's code in one short line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 

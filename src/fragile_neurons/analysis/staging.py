@@ -15,7 +15,7 @@ from fragile_neurons.analysis.selection import Selection
 from fragile_neurons.data.batches import whole_batches
 from fragile_neurons.neurons import Layer, Site
 from fragile_neurons.sweeps.observed import Dropped, Patched
-from fragile_neurons.sweeps.sampling import PILOT_IMAGES, Design, Foreseen, Odds
+from fragile_neurons.sweeps.sampling import PILOT_IMAGES, Design, FirstOrder, Odds
 from fragile_neurons.sweeps.sweep import Sweep
 
 Seen = TypeVar("Seen", Dropped, Patched)
@@ -48,15 +48,15 @@ def learn_design(
     after = {
         name: margin.T.astype(np.float64) for one in found for name, margin in one.margins(epsilons).items()
     }
-    parts: dict[str, list[Foreseen]] = defaultdict(list)
+    parts: dict[str, list[FirstOrder]] = defaultdict(list)
     for sweep, count in sweeps:
-        for name, told in sweep.foresee(site, channels, values, after).items():
+        for name, told in sweep.first_order(site, channels, values, after).items():
             parts[name].append(told.first_images(count))
     return Design(
         tuple(channels),
         {
             name: Odds.learn(
-                Foreseen.join(parts[name]), margins, images=images, standard_error=standard_error
+                FirstOrder.join(parts[name]), margins, images=images, standard_error=standard_error
             )
             for name, margins in after.items()
         },

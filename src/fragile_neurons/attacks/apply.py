@@ -14,7 +14,7 @@ from fragile_neurons.classifier import Classifier
 from fragile_neurons.errors import FragileNeuronsError, InputError
 from fragile_neurons.losses import margins
 from fragile_neurons.norms import project
-from fragile_neurons.own import told
+from fragile_neurons.own import describe
 
 
 class Attack(Protocol):
@@ -75,7 +75,7 @@ def apply_attack(
         except FragileNeuronsError:
             raise
         except (Exception, SystemExit) as error:  # whatever a foreign attack raises
-            raise _unusable("the attack failed", told(error), "an attack that returns images") from error
+            raise _unusable("the attack failed", describe(error), "an attack that returns images") from error
     if not (torch.equal(given, images) and torch.equal(truth, labels)):
         raise _unusable(
             "the attack changed what it was given", "other images or labels", "an attack that works on copies"

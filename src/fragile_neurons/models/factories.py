@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from fragile_neurons.errors import InputError
-from fragile_neurons.own import UnusableError, opened, told
+from fragile_neurons.own import UnusableError, describe, opened
 
 
 def make_own(name: str) -> nn.Module:
@@ -25,7 +25,7 @@ def _call(factory: object, attribute: str) -> object:
     try:
         return factory()  # type: ignore[operator]
     except (Exception, SystemExit) as error:
-        raise UnusableError(f"{attribute}() failed: {told(error)}") from error
+        raise UnusableError(f"{attribute}() failed: {describe(error)}") from error
 
 
 def _unusable(problem: str, name: str) -> InputError:

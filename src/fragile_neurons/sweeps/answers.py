@@ -36,7 +36,7 @@ class Before:
 class Weighted:
     """A sample of pairs, (channels, n) each.
 
-    drawn: bool. weights: one over the probability with which a pair is. expected: margins foreseen.
+    drawn: bool. weights: one over the probability with which a pair is. expected: margins predicted.
     """
 
     drawn: Array

@@ -11,7 +11,7 @@ from fragile_neurons.classifier import Classifier, evaluating
 from fragile_neurons.errors import FragileNeuronsError, InputError, check_choice
 from fragile_neurons.interventions import drop
 from fragile_neurons.neurons import Site
-from fragile_neurons.own import told
+from fragile_neurons.own import describe
 from fragile_neurons.sweeps.exact import Exact
 from fragile_neurons.sweeps.graph import UntraceableError
 from fragile_neurons.sweeps.pairs import Pairs
@@ -66,7 +66,7 @@ def _checked(classifier: Classifier, sites: Sequence[Site], images: torch.Tensor
     except (FragileNeuronsError, UntraceableError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # a forward of somebody else's may do what no graph was cut for
-        raise UntraceableError(f"the graph cannot be cut: {told(error)}") from error
+        raise UntraceableError(f"the graph cannot be cut: {describe(error)}") from error
     return way
 
 

@@ -19,8 +19,8 @@ from fragile_neurons.sweeps.graph import evaluate, trace
 from fragile_neurons.sweeps.mixing import Mixing
 from fragile_neurons.sweeps.pairs import Pairs, in_a_row
 from fragile_neurons.sweeps.reference import Reference
-from fragile_neurons.sweeps.split import Act, Split, split
-from fragile_neurons.sweeps.way import Attacked
+from fragile_neurons.sweeps.split import Intervention, Split, split
+from fragile_neurons.sweeps.way import AttackedPairs
 
 
 class Exact:
@@ -55,7 +55,7 @@ class Exact:
         images: torch.Tensor,
         labels: torch.Tensor,
         epsilons: Sequence[Fraction],
-    ) -> Attacked:
+    ) -> AttackedPairs:
         # forward and backward through every layer for each neuron: the graph has nothing to share there
         return self._reference.attack(site, replace, pairs, images, labels, epsilons)
 
@@ -95,11 +95,11 @@ class ExactWalk:
                     elif node.name in self._values:
                         inputs.append(_gather(self._values[node.name], part.images))
                     else:
-                        inputs.append(Act(part, replace))
+                        inputs.append(Intervention(part, replace))
                 found.append(logits_of(one.rest(*inputs)).float().clone())
             return torch.cat(found)[: len(pairs)]
 
-    def foretell(
+    def first_order(
         self, site: Site, channels: Sequence[int], replace: Replacement, labels: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """To first order where the front ends: norms and activations on the way there are exact."""

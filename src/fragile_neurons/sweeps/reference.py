@@ -11,9 +11,9 @@ from fragile_neurons.classifier import Classifier
 from fragile_neurons.interventions import Replacement, intervening, record_maps
 from fragile_neurons.neurons import Site
 from fragile_neurons.sweeps.baseline import measure_baseline
-from fragile_neurons.sweeps.foretold import Foretold
+from fragile_neurons.sweeps.margin_gradients import MarginGradients
 from fragile_neurons.sweeps.pairs import Pairs
-from fragile_neurons.sweeps.way import Attacked
+from fragile_neurons.sweeps.way import AttackedPairs
 
 
 class Reference:
@@ -35,14 +35,14 @@ class Reference:
         images: torch.Tensor,
         labels: torch.Tensor,
         epsilons: Sequence[Fraction],
-    ) -> Attacked:
+    ) -> AttackedPairs:
         found = []
         for channel, run in pairs.runs():
             rows = pairs.images[run]
             with intervening(self.classifier, site, [channel], replace):
                 anew = measure_baseline(self.classifier, images[rows], labels[rows], epsilons)
-            found.append(Attacked(anew.logits, anew.zero_gradient, anew.adversarial_logits))
-        return Attacked.join(found)
+            found.append(AttackedPairs(anew.logits, anew.zero_gradient, anew.adversarial_logits))
+        return AttackedPairs.join(found)
 
 
 class ReferenceWalk:
@@ -50,7 +50,7 @@ class ReferenceWalk:
 
     def __init__(self, classifier: Classifier, images: torch.Tensor, sites: Sequence[Site]) -> None:
         self.classifier, self.images, self._sites = classifier, images, sites
-        self._foretold: Foretold | None = None
+        self._gradients: MarginGradients | None = None
 
     def logits(self, site: Site, replace: Replacement, pairs: Pairs) -> torch.Tensor:
         found = []
@@ -62,12 +62,13 @@ class ReferenceWalk:
                     found.append(self.classifier(self.images)[images])
         return torch.cat(found)
 
-    def foretell(
+    def first_order(
         self, site: Site, channels: Sequence[int], replace: Replacement, labels: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        if self._foretold is None:
-            self._foretold = Foretold(self.classifier, self._sites, self.images, labels)
-        return self._foretold.changes(site, channels, replace), self._foretold.moved(site, channels, replace)
+        if self._gradients is None:
+            self._gradients = MarginGradients(self.classifier, self._sites, self.images, labels)
+        found = self._gradients
+        return found.changes(site, channels, replace), found.moved(site, channels, replace)
 
     def maps(self, site: Site) -> torch.Tensor:
         (maps,) = record_maps(self.classifier, [site], self.images)

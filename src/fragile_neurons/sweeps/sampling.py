@@ -28,10 +28,10 @@ Array = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)
-class Foreseen:
+class FirstOrder:
     """One question before it is asked.
 
-    margins: (n,). changes: (channels, n), of the margins, foretold. moved: (channels, n) bool, whether the
+    margins: (n,). changes: (channels, n), of the margins, predicted. moved: (channels, n) bool, whether the
     map becomes another one. asked: (n,) bool, which images are asked at all.
     """
 
@@ -40,16 +40,16 @@ class Foreseen:
     moved: npt.NDArray[np.bool_]
     asked: npt.NDArray[np.bool_]
 
-    def first_images(self, count: int) -> Foreseen:
+    def first_images(self, count: int) -> FirstOrder:
         """The first images alone."""
         return self.of_images(np.arange(count))
 
-    def of_images(self, rows: npt.NDArray[Any]) -> Foreseen:
+    def of_images(self, rows: npt.NDArray[Any]) -> FirstOrder:
         """Some of the images."""
-        return Foreseen(**{field.name: getattr(self, field.name)[..., rows] for field in fields(self)})
+        return FirstOrder(**{field.name: getattr(self, field.name)[..., rows] for field in fields(self)})
 
     @classmethod
-    def join(cls, parts: Sequence[Foreseen]) -> Foreseen:
+    def join(cls, parts: Sequence[FirstOrder]) -> FirstOrder:
         """More images."""
         names = [field.name for field in fields(cls)]
         return cls(**{name: np.concatenate([getattr(part, name) for part in parts], -1) for name in names})
@@ -57,9 +57,9 @@ class Foreseen:
 
 @dataclass(frozen=True, eq=False)
 class Odds:
-    """How what was foretold of one layer comes true under one question, learnt from a pilot.
+    """How what was predicted of one layer comes true under one question, learnt from a pilot.
 
-    slope, offset, spread: (channels,) the change of a margin is offset + slope * foretold, with errors of
+    slope, offset, spread: (channels,) the change of a margin is offset + slope * predicted, with errors of
     this root mean square. errors: (any,) in units of the spread, ascending, of all channels. factor:
     (channels,) a pair is asked with probability factor * sqrt(probability that the prediction flips), at
     least floor, (channels,).
@@ -73,8 +73,8 @@ class Odds:
     floor: Array
 
     @classmethod
-    def learn(cls, pilot: Foreseen, after: Array, *, images: int, standard_error: float) -> Odds:
-        """From what was foretold of the pilot's images and the margins afterwards, (channels, n).
+    def learn(cls, pilot: FirstOrder, after: Array, *, images: int, standard_error: float) -> Odds:
+        """From what was predicted of the pilot's images and the margins afterwards, (channels, n).
 
         images: all that there are; the standard error is that of the mean over those of them that are asked.
         """
@@ -99,20 +99,20 @@ class Odds:
         odds = cls(slope, offset, spread, errors, floor, floor)
         return replace(odds, factor=_factors(odds.flips(pilot), floor, AIM**2 * variance * share))
 
-    def expected(self, foreseen: Foreseen) -> Array:
+    def expected(self, predicted: FirstOrder) -> Array:
         """(channels, n) the margins afterwards."""
-        return foreseen.margins + self.offset[:, None] + self.slope[:, None] * foreseen.changes
+        return predicted.margins + self.offset[:, None] + self.slope[:, None] * predicted.changes
 
-    def flips(self, foreseen: Foreseen) -> Array:
+    def flips(self, predicted: FirstOrder) -> Array:
         """(channels, n) the probability that a prediction is right before and wrong after, or the reverse."""
         spread = np.maximum(self.spread, 1e-12)[:, None]
-        below = np.searchsorted(self.errors, -self.expected(foreseen) / spread) + 0.5
+        below = np.searchsorted(self.errors, -self.expected(predicted) / spread) + 0.5
         chance: Array = below / (len(self.errors) + 1)
-        return np.where(foreseen.margins > 0, chance, 1 - chance)
+        return np.where(predicted.margins > 0, chance, 1 - chance)
 
-    def probabilities(self, foreseen: Foreseen) -> Array:
+    def probabilities(self, predicted: FirstOrder) -> Array:
         """(channels, n) with which each pair is asked."""
-        return _probabilities(self.flips(foreseen), self.factor, self.floor)
+        return _probabilities(self.flips(predicted), self.factor, self.floor)
 
     def of_channels(self, rows: Sequence[int]) -> Odds:
         """Some of the channels."""
@@ -177,15 +177,15 @@ class Sample:
         self._uniform: dict[str, Array] = {}
 
     def draw(
-        self, layer: str, channels: Sequence[int], foreseen: Mapping[str, Foreseen]
+        self, layer: str, channels: Sequence[int], predicted: Mapping[str, FirstOrder]
     ) -> dict[str, Weighted]:
         """The same pairs for these questions, by question, with the highest probability of all."""
-        odds = {name: self._designs[layer].of(name, channels) for name in foreseen}
-        asked = np.max([odds[name].probabilities(one) for name, one in foreseen.items()], axis=0)
+        odds = {name: self._designs[layer].of(name, channels) for name in predicted}
+        asked = np.max([odds[name].probabilities(one) for name, one in predicted.items()], axis=0)
         drawn = self._uniforms(layer, channels) < asked
         return {
             name: Weighted(drawn & one.asked, 1 / asked, odds[name].expected(one))
-            for name, one in foreseen.items()
+            for name, one in predicted.items()
         }
 
     def _uniforms(self, layer: str, channels: Sequence[int]) -> Array:

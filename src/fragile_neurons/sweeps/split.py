@@ -22,7 +22,7 @@ FEWEST_ROWS, MOST_ROWS = 16, 2048
 
 
 @dataclass(frozen=True, eq=False)
-class Act:
+class Intervention:
     """The second input of a split graph: which rows change which channel, and how."""
 
     pairs: Pairs
@@ -33,10 +33,10 @@ class Act:
 class Split:
     """A network with the site's channels replaced, row by row.
 
-    whole: from inputs and an Act to outputs. wanted: the names of values of the traced graph that the
-    front and the rest ask for; needed: its nodes that lead to them, in order. front: from the site
-    on, nodes of `whole` that treat each channel alone; starts: of those that stand for the site, the
-    traced node. places: where the channels are, by node of the front. mixing: the layers that first
+    whole: from inputs and an Intervention to outputs. wanted: the names of values of the traced graph
+    that the front and the rest ask for; needed: its nodes that lead to them, in order. front: from the
+    site on, nodes of `whole` that treat each channel alone; starts: of those that stand for the site,
+    the traced node. places: where the channels are, by node of the front. mixing: the layers that first
     mix them. ends: of the front, what these and the rest read. rest: from the values of `boundary`, in
     order, to outputs. rows: how many suit the rest.
     """
@@ -61,7 +61,7 @@ def split(traced: Traced, site: Site) -> Split:
         raise UntraceableError(f"{site.module} is not called {site.outputs} times in the graph")
     whole = lighten(traced, at_site)
     shapes = dict(traced.shapes)
-    act, puts = _insert_puts(whole, at_site, site.axis, shapes)
+    intervention, puts = _insert_puts(whole, at_site, site.axis, shapes)
     modules = dict(whole.named_modules())
     places: dict[fx.Node, Place] = {}
     starts: dict[fx.Node, str] = {}
@@ -86,13 +86,10 @@ def split(traced: Traced, site: Site) -> Split:
         else:
             dense.append(node)
         dependent.add(node)
-    rest, boundary = _rest(whole, dense, {act, *places, *mixing}, shapes, traced.images)
-    wanted = {*starts.values()}
-    for node in boundary:
-        if node not in dependent and node is not act:
-            wanted.add(node.name)
-    for node in places:
-        wanted |= {one.name for one in node.all_input_nodes if one not in dependent and one is not act}
+    rest, boundary = _rest(whole, dense, {intervention, *places, *mixing}, shapes, traced.images)
+    dependent.add(intervention)  # no value of the traced graph
+    asked = {*boundary, *(one for node in places for one in node.all_input_nodes)}
+    wanted = {*starts.values(), *(node.name for node in asked - dependent)}
     return Split(
         whole=whole,
         wanted=frozenset(wanted),
@@ -111,25 +108,25 @@ def split(traced: Traced, site: Site) -> Split:
 def _insert_puts(
     graph: fx.GraphModule, at_site: Sequence[str], axis: int, shapes: dict[str, torch.Size]
 ) -> tuple[fx.Node, dict[fx.Node, fx.Node]]:
-    """Give the graph an Act as its second input; by node that replaces channels, the node before it."""
+    """Add an Intervention as second input; by node that replaces channels, the node before it."""
     nodes = {node.name: node for node in graph.graph.nodes}
     inputs = next(node for node in graph.graph.nodes if node.op == "placeholder")
     with graph.graph.inserting_after(inputs):
-        act = graph.graph.placeholder("act")
+        intervention = graph.graph.placeholder("intervention")
     puts = {}
     for name in at_site:
         before = nodes[name]
         with graph.graph.inserting_after(before):
-            changed = graph.graph.call_function(_put, (before, axis, act))
+            changed = graph.graph.call_function(_put, (before, axis, intervention))
         before.replace_all_uses_with(changed, delete_user_cb=lambda user, own=changed: user is not own)
         shapes[changed.name] = shapes[name]
         puts[changed] = before
     graph.recompile()
-    return act, puts
+    return intervention, puts
 
 
-def _put(output: torch.Tensor, axis: int, act: Act) -> torch.Tensor:
-    return put(output, axis, act.pairs.channels, act.pairs.images, act.replace)
+def _put(output: torch.Tensor, axis: int, intervention: Intervention) -> torch.Tensor:
+    return put(output, axis, intervention.pairs.channels, intervention.pairs.images, intervention.replace)
 
 
 def _mixes(

@@ -27,8 +27,8 @@ from fragile_neurons.sweeps.observed import (
     question_names,
 )
 from fragile_neurons.sweeps.pairs import Pairs
-from fragile_neurons.sweeps.sampling import Foreseen, Sample
-from fragile_neurons.sweeps.way import Attacked, Way
+from fragile_neurons.sweeps.sampling import FirstOrder, Sample
+from fragile_neurons.sweeps.way import AttackedPairs, Way
 
 Array = npt.NDArray[Any]
 
@@ -83,15 +83,15 @@ class Sweep:
         `adaptive` attacks each network anew.
         """
         questions = self._drops(values)
-        foreseen = [self._sampled(question, site, channels) for question in questions]
+        predicted = [self._sampled(question, site, channels) for question in questions]
         (clean, clean_move), *transfer = (
             self._dropped(question, told, site, channels)
-            for question, told in zip(questions, foreseen, strict=True)
+            for question, told in zip(questions, predicted, strict=True)
         )
         anew: list[Answer] = []
         zero_gradient = np.zeros((len(self._labels), len(channels)), dtype=np.bool_)
         if adaptive and self._epsilons:
-            told = [one for one in foreseen[1:] if one is not None]
+            told = [one for one in predicted[1:] if one is not None]
             anew, zero_gradient = self._dropped_anew(site, channels, values, told)
         return Dropped(
             clean_right=clean.right,
@@ -127,14 +127,14 @@ class Sweep:
             broken_heaviest=self._stack([one.heaviest for one in broken], channels),
         )
 
-    def foresee(
+    def first_order(
         self, site: Site, channels: Sequence[int], values: Sequence[float], names: Collection[str]
-    ) -> dict[str, Foreseen]:
-        """What is foretold of these questions, by name; values as of `drop`."""
+    ) -> dict[str, FirstOrder]:
+        """What is predicted of these questions, by name; values as of `drop`."""
         questions = self._drops(values)
         if any(name in names for name in self._names[RESCUE]):
             questions += self._patches(site)
-        found = {question.name: self._foresee(question, site, channels) for question in questions}
+        found = {question.name: self._first_order(question, site, channels) for question in questions}
         anew = zip(self._names[ADAPTIVE], self._names[TRANSFER], strict=True)
         found |= {name: found[transfer] for name, transfer in anew}
         return {name: found[name] for name in names}
@@ -162,12 +162,12 @@ class Sweep:
         ]
 
     def _dropped(
-        self, question: Question, foreseen: Foreseen | None, site: Site, channels: Sequence[int]
+        self, question: Question, predicted: FirstOrder | None, site: Site, channels: Sequence[int]
     ) -> tuple[Answer, Array]:
         """The answer, and how far it moves a logit, (n, channels); of a sample, infinite if the map moves."""
-        answer, logits = self._answer(question, foreseen, site, channels)
-        if foreseen is not None:
-            return answer, np.where(foreseen.moved.T, np.float32(np.inf), np.float32(0))
+        answer, logits = self._answer(question, predicted, site, channels)
+        if predicted is not None:
+            return answer, np.where(predicted.moved.T, np.float32(np.inf), np.float32(0))
         kept = self._kept_logits(question, site, channels)
         move = (torch.unflatten(logits, 0, (len(channels), -1)) - kept).abs().amax(-1)
         return answer, move.T.cpu().numpy()
@@ -181,13 +181,13 @@ class Sweep:
         return self._kept[key]
 
     def _answer(
-        self, question: Question, foreseen: Foreseen | None, site: Site, channels: Sequence[int]
+        self, question: Question, predicted: FirstOrder | None, site: Site, channels: Sequence[int]
     ) -> tuple[Answer, torch.Tensor]:
         """One question, and the logits (pairs, classes) of the pairs that were asked."""
         walk, before = self._walks[question.turn], self._before[question.turn]
         asked, sample = question.asked.expand(len(channels), -1), None
-        if self._sample is not None and foreseen is not None:
-            drawn = self._sample.draw(site.layer, channels, {question.name: foreseen})
+        if self._sample is not None and predicted is not None:
+            drawn = self._sample.draw(site.layer, channels, {question.name: predicted})
             sample = drawn[question.name]
             asked = torch.from_numpy(sample.drawn).to(asked.device)
         pairs = Pairs.where(channels, asked)
@@ -199,21 +199,21 @@ class Sweep:
         return Answer.of_pairs(logits, before, kept, asked, sample), logits
 
     def _dropped_anew(
-        self, site: Site, channels: Sequence[int], values: Sequence[float], transfer: Sequence[Foreseen]
+        self, site: Site, channels: Sequence[int], values: Sequence[float], transfer: Sequence[FirstOrder]
     ) -> tuple[list[Answer], Array]:
         """An answer for each epsilon, on images made anew; (n, channels) whether a pair has no gradient.
 
-        transfer: what of a sample is foretold at each epsilon on the whole network's images.
+        transfer: what of a sample is predicted at each epsilon on the whole network's images.
         """
         asked = torch.ones(len(channels), len(self._labels), dtype=torch.bool, device=self._labels.device)
         samples: list[Weighted] = []
         if self._sample is not None:
-            foreseen = dict(zip(self._names[ADAPTIVE], transfer, strict=True))
-            samples = list(self._sample.draw(site.layer, channels, foreseen).values())
+            predicted = dict(zip(self._names[ADAPTIVE], transfer, strict=True))
+            samples = list(self._sample.draw(site.layer, channels, predicted).values())
             asked = torch.from_numpy(samples[0].drawn).to(asked.device)
         pairs = Pairs.where(channels, asked)
         if not len(pairs):
-            found = Attacked.none(self._before[0].logits, len(self._epsilons))
+            found = AttackedPairs.none(self._before[0].logits, len(self._epsilons))
         else:
             found = self._way.attack(site, drop(values), pairs, self._images, self._labels, self._epsilons)
         answers = [
@@ -228,14 +228,14 @@ class Sweep:
         differs[rows, columns] = found.zero_gradient.cpu().numpy() != blind[rows, 0]
         return answers, estimate(blind, differs, samples[0] if samples else None)
 
-    def _sampled(self, question: Question, site: Site, channels: Sequence[int]) -> Foreseen | None:
+    def _sampled(self, question: Question, site: Site, channels: Sequence[int]) -> FirstOrder | None:
         """What a sample is drawn by; None where every pair is asked."""
-        return None if self._sample is None else self._foresee(question, site, channels)
+        return None if self._sample is None else self._first_order(question, site, channels)
 
-    def _foresee(self, question: Question, site: Site, channels: Sequence[int]) -> Foreseen:
+    def _first_order(self, question: Question, site: Site, channels: Sequence[int]) -> FirstOrder:
         walk, before = self._walks[question.turn], self._before[question.turn]
-        changes, moved = walk.foretell(site, channels, question.replace, self._labels)
-        return Foreseen(
+        changes, moved = walk.first_order(site, channels, question.replace, self._labels)
+        return FirstOrder(
             margins=before.margins.double().cpu().numpy(),
             changes=changes.double().cpu().numpy(),
             moved=moved.cpu().numpy(),

@@ -15,7 +15,7 @@ from fragile_neurons.sweeps.pairs import Pairs
 
 
 @dataclass(frozen=True, eq=False)
-class Attacked:
+class AttackedPairs:
     """FGSM on the network with the pair's channel replaced.
 
     logits: (pairs, classes), clean. zero_gradient: (pairs,) the attack has no direction.
@@ -27,13 +27,13 @@ class Attacked:
     adversarial_logits: torch.Tensor
 
     @classmethod
-    def none(cls, logits: torch.Tensor, epsilons: int) -> Attacked:
+    def none(cls, logits: torch.Tensor, epsilons: int) -> AttackedPairs:
         """No pairs; logits: any, for the number of classes."""
         nothing = logits[:0]
         return cls(nothing, nothing.any(dim=-1), nothing.expand(epsilons, 0, -1))
 
     @classmethod
-    def join(cls, parts: Sequence[Attacked]) -> Attacked:
+    def join(cls, parts: Sequence[AttackedPairs]) -> AttackedPairs:
         """More pairs."""
         return cls(
             torch.cat([part.logits for part in parts]),
@@ -48,7 +48,7 @@ class Walk(Protocol):
     def logits(self, site: Site, replace: Replacement, pairs: Pairs) -> torch.Tensor:
         """(pairs, classes): for each pair the image's logits with the channel replaced."""
 
-    def foretell(
+    def first_order(
         self, site: Site, channels: Sequence[int], replace: Replacement, labels: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """(channels, images) both: to first order the change of the margin (true logit minus best other),
@@ -75,5 +75,5 @@ class Way(Protocol):
         images: torch.Tensor,
         labels: torch.Tensor,
         epsilons: Sequence[Fraction],
-    ) -> Attacked:
+    ) -> AttackedPairs:
         """FGSM for each pair; replace may not depend on the image."""

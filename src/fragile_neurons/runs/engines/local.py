@@ -25,7 +25,7 @@ def run_units(subject: Subject, ledger: Ledger) -> Generator[Unit, None, None]:
         except FragileNeuronsError:
             raise
         except Exception as error:  # a network of somebody else's raises what it likes
-            ledger.record_failure(unit, own.told(error))
+            ledger.record_failure(unit, own.describe(error))
         else:
             ledger.record(unit, arrays)
             missing.remove(unit.id)

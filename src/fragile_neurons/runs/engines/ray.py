@@ -63,7 +63,7 @@ def on_ray(
     except (ConnectionError, RayError, RuntimeError, ValueError) as error:
         raise InputError(
             "no Ray cluster can be reached",
-            given=f"{address or 'this machine'}: {own.told(error)}",
+            given=f"{address or 'this machine'}: {own.describe(error)}",
             allowed="the address of a head node, with its token in RAY_AUTH_TOKEN",
             fix="see docs/scale.md",
         ) from error
@@ -138,7 +138,7 @@ def _reason(error: RayError) -> str:
     cause = error.cause if isinstance(error, RayTaskError) else error
     if isinstance(cause, FragileNeuronsError):
         raise cause
-    return own.told(cause)
+    return own.describe(cause)
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,7 @@ def _sent(subject: Subject, ledger: Ledger) -> _Crew:
     except (RayError, TypeError, RuntimeError, PicklingError) as error:
         raise InputError(
             "the network or the images cannot be sent to workers",
-            given=own.told(error),
+            given=own.describe(error),
             allowed="a network that can be pickled, and room for the images in Ray's object store",
             fix="keep no open files or locks in the network, or use --engine local",
         ) from error
@@ -231,7 +231,7 @@ def _execute(shared: Sequence[Any], unit: Unit, given: Sequence[tuple[Unit, Arra
     try:
         subject, other = _opened(*shared)
     except Exception as error:  # what the network needs is not there, or is another version
-        subject, other = None, own.told(error)
+        subject, other = None, own.describe(error)
     if subject is None or other:
         return _Refused(ray.get_runtime_context().get_node_id(), other)
     # what comes from the store can only be read

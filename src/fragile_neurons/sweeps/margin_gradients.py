@@ -1,4 +1,4 @@
-"""What any replacement does to the margins, to first order: one pass back foretells every neuron."""
+"""What any replacement does to the margins, to first order: one pass back predicts every neuron."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fragile_neurons.losses import margin_direction
 from fragile_neurons.neurons import Site
 
 
-class Foretold:
+class MarginGradients:
     """The slopes of each image's margin, true logit minus best other, at the sites' maps."""
 
     def __init__(
