@@ -151,12 +151,12 @@ class Study:
                 ["fragile-neurons", *command], stdout=file, stderr=file, start_new_session=True
             )
             self._running.add(process)
-        print(f"{name}: begun, see {log.relative_to(ROOT)}", flush=True)
+            print(f"{name}: begun, see {log.relative_to(ROOT)}", flush=True)
         code = process.wait()
         with self._starting:
             self._running.discard(process)
-        outcome = "done" if code == 0 else f"not done, exit code {code}"
-        print(f"{name}: {outcome} after {(time.monotonic() - start) / 60:.0f} min", flush=True)
+            outcome = "done" if code == 0 else f"not done, exit code {code}"
+            print(f"{name}: {outcome} after {(time.monotonic() - start) / 60:.0f} min", flush=True)
         return code == 0
 
 
