@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -60,8 +61,17 @@ def _show_checks(found: dict[str, Any]) -> None:
     console.print(
         Text(f"\nCan these numbers be trusted? Checks: {evaluation.check_counts(found)}", style="bold")
     )
-    for line in evaluation.flagged(found):
-        console.print(Text(f"  {line}", style="red" if "(fail)" in line else "yellow"))
+    _show_list(
+        Text(line, style="red" if "(fail)" in line else "yellow") for line in evaluation.flagged(found)
+    )
+
+
+def _show_list(items: Iterable[str | Text]) -> None:
+    """One below the other, wrapped beside their dash."""
+    grid = Table.grid(padding=(0, 1))
+    for item in items:
+        grid.add_row(" -", Text(item) if isinstance(item, str) else item)
+    console.print(grid, soft_wrap=False)
 
 
 def _show_evaluation(run: Run) -> None:
@@ -78,7 +88,7 @@ def _show_evaluation(run: Run) -> None:
         table.add_row(*(Text(cell, style="bold" if row[0] == rows[-1][0] else "") for cell in row))
     console.print(table)
     console.print(Text(evaluation.PASSES_EXPLAINED, style="dim"), soft_wrap=False)
-    console.print(Text(evaluation.smallest(found)))
+    console.print(Text(evaluation.smallest(found)), soft_wrap=False)
     _show_checks(found)
 
 
@@ -111,9 +121,7 @@ def _show_analysis(run: Run) -> None:
         console.print(Text(f"{sentences.cumulative(found)}\n"), soft_wrap=False)
         console.print(Text("Does the attack strike the fragile neurons?", style="bold"))
         console.print(Text(sentences.HEADLINES_EXPLAINED, style="dim"), soft_wrap=False)
-        for pair in found["correlation"]:
-            if pair["headline"]:
-                console.print(Text(f"  {sentences.headline(pair)}"))
+        _show_list(sentences.headline(pair) for pair in found["correlation"] if pair["headline"])
 
 
 def _show(run: Run, title: str, columns: Columns, by: str, epsilon: float | None) -> None:
