@@ -18,7 +18,7 @@ import pytest
 
 STUDY = Path(__file__).parents[1] / "docs" / "study"
 COMMAND = """#!/usr/bin/env python3
-import os, pathlib, re, sys, time
+import json, os, pathlib, re, sys, time
 here, said = pathlib.Path(__file__).parent, sys.argv[1:]
 with (here / "calls").open("a") as calls:
     print(*said, file=calls)
@@ -31,7 +31,8 @@ if said[0] == "data":
 folder = pathlib.Path(said[said.index("--output") + 1])
 folder.mkdir(parents=True, exist_ok=said[0] == "train")  # another run's folder is refused
 if said[0] == "train":
-    (folder / "card.json").write_text('{"weights_sha256": "%s"}' % os.environ["WEIGHTS"])
+    card = {"weights_sha256": os.environ["WEIGHTS"], "command": "fragile-neurons " + " ".join(said)}
+    (folder / "card.json").write_text(json.dumps(card))
     sys.exit()
 spec = pathlib.Path(said[said.index("--spec") + 1]).read_text()
 found = (here / ("found-" + said[0])).read_text()
@@ -139,6 +140,18 @@ def test_a_changed_spec_is_run_again(made: Made, tmp_path: Path) -> None:
     assert made() == (set(), "")
 
 
+def test_a_changed_training_is_made_again_and_its_runs(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made()
+    trainings = tmp_path / "docs/study/train.txt"
+    trainings.write_text(trainings.read_text().replace("--data mnist", "--data mnist --epochs 9"))
+    monkeypatch.setenv("WEIGHTS", "b" * 64)
+    changed = {one.replace("--data mnist", "--data mnist --epochs 9") for one in OF_RESNET18}
+    assert made() == (changed, "")
+    assert made() == (set(), "")
+
+
 def test_what_is_in_no_list_is_not_kept(made: Made, tmp_path: Path) -> None:
     made()
     (tmp_path / "docs/study/evaluate.toml").write_text(EVALUATE.replace("mnist-cnn", "mnist-cnn-robust"))
@@ -170,7 +183,7 @@ def test_of_weights_that_come_out_otherwise_all_runs_are_made_again(
     monkeypatch.delenv("FAILS")
     assert made() == (OF_RESNET18 - {"resnet18-mnist-analyze-first"}, "")
     card = json.loads((tmp_path / "docs/study/cards/resnet18-mnist.json").read_text())
-    assert card == {"weights_sha256": "b" * 64}
+    assert card["weights_sha256"] == "b" * 64
     assert made() == (set(), "")
 
 

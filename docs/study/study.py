@@ -3,8 +3,9 @@
 python docs/study/study.py [NETWORK ...]
 
 A run counts as done when its files are kept here, so a sitting goes on where the last one ended, on any
-machine. A network's weights are not kept: they are trained anew where a run still needs them, and if their
-checksum has become another one, all of the network's runs are made again. What is in no list is deleted.
+machine. A network's weights are not kept: they are trained anew where a run still needs them or the options
+of the training have changed, and if their checksum has become another one, all of the network's runs are
+made again. What is in no list is deleted.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from fragile_neurons.cli.specs import specs_in
 from fragile_neurons.errors import InputError
@@ -61,13 +63,24 @@ def run_name(spec: Spec) -> str:
     return "-".join([network(spec), spec.command, *which])
 
 
+def read_card(place: Path, name: str) -> dict[str, Any] | None:
+    """The card of a network; None if there is none, or if it was trained by other options than are listed."""
+    if not place.exists():
+        return None
+    found: dict[str, Any] = json.loads(place.read_text(encoding="utf-8"))
+    asked, done = (
+        dict(zip(words[::2], words[1::2], strict=True))
+        for words in (trainings()[name], shlex.split(found["command"])[2:])
+    )
+    del asked["--output"]
+    return found if asked.items() <= done.items() else None
+
+
 def trained(spec: Spec) -> str | None:
     """The checksum of the network's weights as trained last; None for a bundled one, or if never."""
-    card = HERE / "cards" / f"{network(spec)}.json"
-    if not spec.weights or not card.exists():
-        return None
-    found: str = json.loads(card.read_text(encoding="utf-8"))["weights_sha256"]
-    return found
+    name = network(spec)
+    found = read_card(HERE / "cards" / f"{name}.json", name) if spec.weights else None
+    return str(found["weights_sha256"]) if found else None
 
 
 def is_kept(spec: Spec) -> bool:
@@ -122,9 +135,12 @@ class Study:
         left = left_of(specs)
         training = trainings().get(name)
         if left and training:
+            card = TRAINED / name / "card.json"
+            if card.exists() and not read_card(card, name):
+                shutil.rmtree(card.parent)
             if not self.ran(f"{name}-train", ["train", *training, "--threads", "1"]):
                 return False
-            keep(TRAINED / name / "card.json", HERE / "cards" / f"{name}.json")
+            keep(card, HERE / "cards" / f"{name}.json")
             left = left_of(specs)
         ended = [self._finish_run(spec) for spec in left]
         return all(ended)
