@@ -78,7 +78,8 @@ def subject_to_evaluate() -> Subject:
 
 
 def subject_to_harden(rule: str) -> Subject:
-    spec = small_spec(command="harden", rule=rule, epsilon=EPSILON, alternatives=False, steps=4, budget=0.1)
+    options = {"rule": rule, "epsilon": EPSILON, "alternatives": False, "steps": 4, "budget": 0.1}
+    spec = small_spec(command="harden", batch_size=IMAGES // 2, **options)
     assert isinstance(spec, HardenSpec)
     splits = {split: small_images(seed=seed, split=split) for seed, split in enumerate(("val", "train"), 1)}
     return open_to_harden(spec, small_network(), test=small_images(), **splits)
