@@ -51,10 +51,14 @@ class Kept:
         return np.array([np.nan if row[name] is None else row[name] for row in self.neurons], dtype=float)
 
     @property
+    def network(self) -> tuple[str, str]:
+        """The architecture, bundled or trained here, and its data."""
+        return self.spec["model"].removeprefix("cifar10-"), self.spec["data"]
+
+    @property
     def name(self) -> str:
         """The network, its data, and its seed where there are several."""
-        network, weights = self.spec["model"], self.spec["weights"] or ""
-        network = network.removeprefix("cifar10-")
+        network, weights = self.network[0], self.spec["weights"] or ""
         seed = "seed 0" if self.spec["model"].startswith("cifar10-") else ""
         if "-seed" in weights:
             seed = f"seed {Path(weights).parent.name.rpartition('-seed')[2]}"

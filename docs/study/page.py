@@ -5,11 +5,19 @@ python docs/study/page.py
 
 from __future__ import annotations
 
+import relations
+import tables
 import vl_convert
 from figures import drawn
 from jinja2 import Environment, StrictUndefined
 from kept import HERE
-from tables import TABLES
+
+TABLES = (
+    *(tables.networks, tables.robustness, tables.checks, tables.verdicts),
+    *(relations.correlations, relations.together, relations.explored, relations.precisions, relations.beside),
+    *(tables.carriers, tables.cumulative, tables.seeds, tables.layers),
+    *(tables.hardened, tables.hardening_controls),
+)
 
 
 def page() -> str:

@@ -1,52 +1,18 @@
-"""The tables of the study, from the small files of its runs."""
+"""The tables of networks, accuracies, verdicts, layers and hardening, from the small files of the runs."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
 from itertools import combinations
 
 import numpy as np
-from kept import HERE, Column, Found, Kept, can_be_asked, runs
-from scipy.stats import permutation_test, rankdata
+from cells import PERMUTATIONS, share, table, tied
+from kept import HERE, Column, Kept, can_be_asked, runs
 
 from fragile_neurons.hardening.trials import SHUFFLED
 from fragile_neurons.report import hardening
-from fragile_neurons.report.sentences import accuracy, condition, number, percent
-from fragile_neurons.split_half import MIN_RELIABILITY
-from fragile_neurons.stats import holm, wilson
-
-PERMUTATIONS = 9_999
-NORMAL = 1.959964  # 97.5 % quantile
-FEWEST, MOST = 4, 0.999999  # neurons, and the largest correlation, that an interval can be had of
-HEADLINES = (("clean_drop", "share"), ("margin_drop", "excess"))
-CONTROLS = ("share", "swap_share", "noise_share", "noise_excess", "excess", "weight_norm")
-WORDS = {
-    "clean_drop": "clean drop",
-    "margin_drop": "margin drop",
-    "rescue": "rescue",
-    "share": "share",
-    "swap_share": "share under another image's attack",
-    "noise_share": "share under noise",
-    "noise_excess": "excess over noise",
-    "excess": "excess over another image's attack",
-    "weight_norm": "weight norm",
-}
-
-
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table, or that there is nothing yet to put into it."""
-    if not rows:
-        return "No run has finished yet."
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def share(count: int, n: int) -> str:
-    """A share with its Wilson interval."""
-    low, high = wilson(count, n)
-    return f"{percent(count / n)} [{100 * low:.1f}, {100 * high:.1f}]"
+from fragile_neurons.report.sentences import accuracy, condition, percent
 
 
 def networks() -> str:
@@ -95,87 +61,6 @@ def verdicts() -> str:
     return table([*header, "of these small", "fragile"], rows)
 
 
-def _relation(pair: Found) -> list[str]:
-    """Spearman's rho with its interval, its p, and both given weight norm and activation energy."""
-    if pair["spearman"] is None:
-        return ["–", "–", "–"]
-    low, high = pair["ci95"]
-    interval = "" if low is None else f" [{low:+.2f}, {high:+.2f}]"
-    given = pair["partial_spearman"]
-    partial = "–" if given is None else f"{given:+.2f} (p {pair['partial_p']:.2g})"
-    return [f"{number(pair['spearman'])}{interval}", f"{pair['adjusted_p']:.2g}", partial]
-
-
-def _reliable(value: float | None) -> str:
-    if value is None:
-        return "–"
-    return f"{value:.2f}" if value >= MIN_RELIABILITY else f"{value:.2f} (too low)"
-
-
-def correlations() -> str:
-    rows = []
-    for x, y in HEADLINES:
-        over_networks = _over_networks(x, y)
-        for run in runs("analyze", layer="first"):
-            for pair in run.summary["correlation"]:
-                if (pair["x"], pair["y"]) == (x, y):
-                    reliability = [_reliable(pair["reliability_x"]), _reliable(pair["reliability_y"])]
-                    rho, p, given = _relation(pair)
-                    corrected = over_networks.get((run.name, pair["epsilon"]))
-                    ps = [p, "–" if corrected is None else f"{corrected:.2g}"]
-                    cells = [run.name, pair["epsilon"], str(pair["n"]), rho, *ps, given, *reliability]
-                    rows.append([f"{WORDS[x]} x {WORDS[y]}", *cells])
-    header = ["question", "network", "epsilon", "neurons", "rho", "p (Holm)", "over networks"]
-    return table([*header, "given norm and energy", "reliability of fragility", "of targeting"], rows)
-
-
-def _over_networks(x: str, y: str) -> dict[tuple[str, str], float]:
-    """By network and its largest epsilon: p corrected by Holm over the networks where this can be asked."""
-    asked = {
-        (run.name, pair["epsilon"]): pair["adjusted_p"]
-        for run in runs("analyze", layer="first")
-        for pair in run.summary["correlation"]
-        if (pair["x"], pair["y"], pair["epsilon"]) == (x, y, run.spec["epsilons"][-1]) and can_be_asked(pair)
-    }
-    return dict(zip(asked, holm(np.array([*asked.values()])).tolist(), strict=True))
-
-
-def explored() -> str:
-    """Both measures of fragility with targeting raw, beyond noise, beyond another image's attack."""
-    rows = []
-    for run in runs("analyze", layer="first"):
-        pairs = {
-            (pair["x"], pair["y"]): pair
-            for pair in run.summary["correlation"]
-            if pair["epsilon"] == run.spec["epsilons"][-1]
-        }
-        for y in ("share", "noise_excess", "excess"):
-            values = run.column(y)
-            known = values[~np.isnan(values)]
-            extremes = f"{100 * known.min():+.2f} to {100 * known.max():+.2f} %" if len(known) else "–"
-            both = [pairs["clean_drop", y], pairs["margin_drop", y]]
-            cells = [WORDS[y], extremes, _reliable(both[0]["reliability_y"])]
-            rows.append([run.name, *cells, *_relation(both[0]), *_relation(both[1])])
-    header = ["network", "targeting", "lowest to highest neuron", "reliability"]
-    for x in ("clean drop", "margin drop"):
-        header += [f"{x}: rho", "p", "given norm and energy"]
-    return table(header, rows)
-
-
-def precisions() -> str:
-    rows = []
-    for run in runs("analyze", layer="first"):
-        for one in run.summary["precision"]:
-            k, n = one["fragile"], one["neurons"]
-            if one["precision"] is None:
-                cells = ["–", "–", "–"]
-            else:
-                met = share(round(k * one["precision"]), k)
-                cells = [met, percent(k / n), f"{one['p']:.2g}"]
-            rows.append([run.name, one["epsilon"], f"{k} of {n}", *cells])
-    return table(["network", "epsilon", "fragile", "of as many most targeted", "by chance", "p"], rows)
-
-
 def carriers() -> str:
     rows = []
     for run in runs("analyze", layer="first"):
@@ -195,42 +80,6 @@ def carriers() -> str:
             rows.append([run.name, last, f"{one['fooled']:,}", f"{struck}", *cells])
     header = ["network", "epsilon", "fooled", "most targeted neuron", "most rescuing neuron"]
     return table([*header, "most targeted rescues", "median", "most targeted injects", "median"], rows)
-
-
-def beside() -> str:
-    """What else goes with the clean drop and with rescue: the controls, neuron by neuron."""
-    rows = []
-    for column in ("clean_drop", "rescue"):
-        for run in runs("analyze", layer="first"):
-            cells = [_tied(run.column(name), run.column(column)) for name in CONTROLS]
-            rows.append([WORDS[column], run.name, run.spec["epsilons"][-1], *cells])
-    return table(["of", "network", "epsilon", *(WORDS[name] for name in CONTROLS)], rows)
-
-
-def _tied(values: Column, others: Column) -> str:
-    """Spearman's rho over neurons: interval for other neurons, p for neurons in another order.
-
-    Source of the interval: Bonett and Wright 2000.
-    """
-    known = ~np.isnan(values + others)
-    values, others = values[known], others[known]
-    if len(values) < FEWEST or not np.ptp(values) or not np.ptp(others):
-        return "–"
-    one, other = (ranks - ranks.mean() for ranks in (rankdata(values), rankdata(others)))
-    other /= np.linalg.norm(one) * np.linalg.norm(other)
-    found = permutation_test(
-        (one,),
-        lambda moved, axis: (moved * other).sum(axis=axis),
-        vectorized=True,
-        permutation_type="pairings",
-        n_resamples=PERMUTATIONS,
-        rng=np.random.default_rng(0),
-    )
-    rho = float(found.statistic)
-    reach = NORMAL * np.sqrt((1 + rho**2 / 2) / (len(values) - 3))
-    middle = np.arctanh(np.clip(rho, -MOST, MOST))
-    low, high = np.tanh(middle - reach), np.tanh(middle + reach)
-    return f"{rho:+.2f} [{low:+.2f}, {high:+.2f}] (p {found.pvalue:.2g})"
 
 
 def cumulative() -> str:
@@ -292,7 +141,7 @@ def seeds() -> str:
     for one, other in combinations(runs("analyze", layer="all", data="cifar10"), 2):
         cells = _agreement(one, other)
         for column in ("clean_drop", "margin_drop", "relative"):
-            cells.append(_tied(_by_layer(one, column), _by_layer(other, column)))
+            cells.append(tied(_by_layer(one, column), _by_layer(other, column)))
         rows.append([one.name, other.name, *cells])
     header = ["network", "and", "same clean verdict, channel by channel", "by chance", "p"]
     means = ["clean drop", "margin drop", "disturbance relative to the map"]
@@ -363,9 +212,3 @@ def hardening_controls() -> str:
             rows.append([*_hardening(run), *cells])
     header = ["network", "epsilon", "rule, layers", "original", "hardened", "twenty shuffles"]
     return table([*header, "shuffles as good", "inverted", "uniform"], rows)
-
-
-TABLES: Sequence[Callable[[], str]] = (
-    *(networks, robustness, checks, verdicts, correlations, explored, precisions, carriers, beside),
-    *(cumulative, seeds, layers, hardened, hardening_controls),
-)

@@ -1,0 +1,147 @@
+"""The tables of how fragility, targeting and carrying the attack go together."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+
+import numpy as np
+from cells import MOST, share, table, tied
+from kept import Column, Found, Kept, can_be_asked, runs
+from scipy.stats import ttest_1samp
+
+from fragile_neurons.report.sentences import number, percent
+from fragile_neurons.split_half import MIN_RELIABILITY
+from fragile_neurons.stats import holm
+
+HEADLINES = (("clean_drop", "share"), ("margin_drop", "excess"))
+CONTROLS = ("share", "swap_share", "noise_share", "noise_excess", "excess", "weight_norm")
+WORDS = {
+    "clean_drop": "clean drop",
+    "margin_drop": "margin drop",
+    "rescue": "rescue",
+    "share": "share",
+    "swap_share": "share under another image's attack",
+    "noise_share": "share under noise",
+    "noise_excess": "excess over noise",
+    "excess": "excess over another image's attack",
+    "weight_norm": "weight norm",
+}
+
+
+def correlations() -> str:
+    rows = []
+    for x, y in HEADLINES:
+        over_networks = _over_networks(x, y)
+        for run in runs("analyze", layer="first"):
+            for pair in run.summary["correlation"]:
+                if (pair["x"], pair["y"]) == (x, y):
+                    reliability = [_reliable(pair["reliability_x"]), _reliable(pair["reliability_y"])]
+                    rho, p, given = _relation(pair)
+                    corrected = over_networks.get((run.name, pair["epsilon"]))
+                    ps = [p, "–" if corrected is None else f"{corrected:.2g}"]
+                    cells = [run.name, pair["epsilon"], str(pair["n"]), rho, *ps, given, *reliability]
+                    rows.append([f"{WORDS[x]} x {WORDS[y]}", *cells])
+    header = ["question", "network", "epsilon", "neurons", "rho", "p (Holm)", "over networks"]
+    return table([*header, "given norm and energy", "reliability of fragility", "of targeting"], rows)
+
+
+def _relation(pair: Found) -> list[str]:
+    """Spearman's rho with its interval, its p, and both given weight norm and activation energy."""
+    if pair["spearman"] is None:
+        return ["–", "–", "–"]
+    low, high = pair["ci95"]
+    interval = "" if low is None else f" [{low:+.2f}, {high:+.2f}]"
+    given = pair["partial_spearman"]
+    partial = "–" if given is None else f"{given:+.2f} (p {pair['partial_p']:.2g})"
+    return [f"{number(pair['spearman'])}{interval}", f"{pair['adjusted_p']:.2g}", partial]
+
+
+def _reliable(value: float | None) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.2f}" if value >= MIN_RELIABILITY else f"{value:.2f} (too low)"
+
+
+def _asked(x: str, y: str) -> Iterator[tuple[Kept, Found]]:
+    """The networks where this can be asked, each with its relation at the largest epsilon."""
+    for run in runs("analyze", layer="first"):
+        for pair in run.summary["correlation"]:
+            here = (pair["x"], pair["y"], pair["epsilon"]) == (x, y, run.spec["epsilons"][-1])
+            if here and can_be_asked(pair):
+                yield run, pair
+
+
+def _over_networks(x: str, y: str) -> dict[tuple[str, str], float]:
+    """By network and its largest epsilon: p corrected by Holm over the networks where this can be asked."""
+    asked = {(run.name, pair["epsilon"]): pair["adjusted_p"] for run, pair in _asked(x, y)}
+    return dict(zip(asked, holm(np.array([*asked.values()])).tolist(), strict=True))
+
+
+def together() -> str:
+    """The networks as a sample: the mean rho over them, trainings of one network counting as one."""
+    rows = []
+    for x in ("clean_drop", "margin_drop"):
+        for y in ("share", "noise_excess", "excess"):
+            trainings: dict[tuple[str, str], list[list[float]]] = defaultdict(list)
+            for run, pair in _asked(x, y):
+                rhos = [pair["spearman"], pair["partial_spearman"]]
+                trainings[run.network].append(np.arctanh(np.clip(rhos, -MOST, MOST)).tolist())
+            fisher = np.array([np.mean(one, axis=0) for one in trainings.values()])
+            means = [cell for column in fisher.T for cell in _mean_rho(column)]
+            rows.append([f"{WORDS[x]} x {WORDS[y]}", str(len(fisher)), *means])
+    header = ["question", "networks", "mean rho", "p", "mean rho given norm and energy", "p"]
+    return table(header, rows)
+
+
+def _mean_rho(fisher: Column) -> list[str]:
+    """From Fisher's z of each network to the mean rho with Student's interval, and its p."""
+    test = ttest_1samp(fisher, 0.0)
+    low, high = np.tanh(test.confidence_interval())
+    return [f"{np.tanh(fisher.mean()):+.2f} [{low:+.2f}, {high:+.2f}]", f"{test.pvalue:.2g}"]
+
+
+def explored() -> str:
+    """Both measures of fragility with targeting raw, beyond noise, beyond another image's attack."""
+    rows = []
+    for run in runs("analyze", layer="first"):
+        pairs = {
+            (pair["x"], pair["y"]): pair
+            for pair in run.summary["correlation"]
+            if pair["epsilon"] == run.spec["epsilons"][-1]
+        }
+        for y in ("share", "noise_excess", "excess"):
+            values = run.column(y)
+            known = values[~np.isnan(values)]
+            extremes = f"{100 * known.min():+.2f} to {100 * known.max():+.2f} %" if len(known) else "–"
+            both = [pairs["clean_drop", y], pairs["margin_drop", y]]
+            cells = [WORDS[y], extremes, _reliable(both[0]["reliability_y"])]
+            rows.append([run.name, *cells, *_relation(both[0]), *_relation(both[1])])
+    header = ["network", "targeting", "lowest to highest neuron", "reliability"]
+    for x in ("clean drop", "margin drop"):
+        header += [f"{x}: rho", "p", "given norm and energy"]
+    return table(header, rows)
+
+
+def precisions() -> str:
+    rows = []
+    for run in runs("analyze", layer="first"):
+        for one in run.summary["precision"]:
+            k, n = one["fragile"], one["neurons"]
+            if one["precision"] is None:
+                cells = ["–", "–", "–"]
+            else:
+                met = share(round(k * one["precision"]), k)
+                cells = [met, percent(k / n), f"{one['p']:.2g}"]
+            rows.append([run.name, one["epsilon"], f"{k} of {n}", *cells])
+    return table(["network", "epsilon", "fragile", "of as many most targeted", "by chance", "p"], rows)
+
+
+def beside() -> str:
+    """What else goes with the clean drop and with rescue: the controls, neuron by neuron."""
+    rows = []
+    for column in ("clean_drop", "rescue"):
+        for run in runs("analyze", layer="first"):
+            cells = [tied(run.column(name), run.column(column)) for name in CONTROLS]
+            rows.append([WORDS[column], run.name, run.spec["epsilons"][-1], *cells])
+    return table(["of", "network", "epsilon", *(WORDS[name] for name in CONTROLS)], rows)
