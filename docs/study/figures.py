@@ -8,6 +8,7 @@ from typing import Any
 import altair as alt
 import numpy as np
 from kept import Found, Kept, can_be_asked, runs
+from relations import over_networks
 
 from fragile_neurons.analysis.verdicts import VERDICTS
 from fragile_neurons.hardening.trials import SHUFFLED
@@ -103,10 +104,14 @@ PAIRS = {
 }
 SHOWN, NOT_SHOWN = "shown for neurons in general (p at most 0.05)", "not shown"
 UNRELIABLE, GIVEN = "cannot be answered (reliability below 0.3)", "given weight norm and energy"
+MEAN = "mean over networks, largest epsilon"
 
 
 def correlations() -> alt.TopLevelMixin:
-    """The two headlines, with intervals for new images; coloured by whether p (Holm) is at most 0.05."""
+    """The two headlines, with intervals for new images; coloured by whether p (Holm) is at most 0.05.
+
+    Below them their means over the networks, with intervals for other networks.
+    """
     rows, names = [], []
     for run in runs("analyze", layer="first"):
         for pair in run.summary["correlation"]:
@@ -128,6 +133,12 @@ def correlations() -> alt.TopLevelMixin:
                     else UNRELIABLE,
                 }
             )
+    for (x, y), question in PAIRS.items():
+        _, mean, given = over_networks(x, y)
+        names.append(MEAN)
+        found = {"network": MEAN, "question": question, "rho": mean.rho, "partial": given.rho}
+        answer = SHOWN if mean.p <= 0.05 else NOT_SHOWN
+        rows.append({**found, "low": mean.low, "high": mean.high, "answer": answer})
     base = alt.Chart().encode(
         y=alt.Y("network:N", sort=list(dict.fromkeys(names)), title=None),
         color=alt.Color(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 from cells import MOST, share, table, tied
@@ -32,14 +33,14 @@ WORDS = {
 def correlations() -> str:
     rows = []
     for x, y in HEADLINES:
-        over_networks = _over_networks(x, y)
+        corrected = _corrected(x, y)
         for run in runs("analyze", layer="first"):
             for pair in run.summary["correlation"]:
                 if (pair["x"], pair["y"]) == (x, y):
                     reliability = [_reliable(pair["reliability_x"]), _reliable(pair["reliability_y"])]
                     rho, p, given = _relation(pair)
-                    corrected = over_networks.get((run.name, pair["epsilon"]))
-                    ps = [p, "–" if corrected is None else f"{corrected:.2g}"]
+                    again = corrected.get((run.name, pair["epsilon"]))
+                    ps = [p, "–" if again is None else f"{again:.2g}"]
                     cells = [run.name, pair["epsilon"], str(pair["n"]), rho, *ps, given, *reliability]
                     rows.append([f"{WORDS[x]} x {WORDS[y]}", *cells])
     header = ["question", "network", "epsilon", "neurons", "rho", "p (Holm)", "over networks"]
@@ -72,33 +73,51 @@ def _asked(x: str, y: str) -> Iterator[tuple[Kept, Found]]:
                 yield run, pair
 
 
-def _over_networks(x: str, y: str) -> dict[tuple[str, str], float]:
+def _corrected(x: str, y: str) -> dict[tuple[str, str], float]:
     """By network and its largest epsilon: p corrected by Holm over the networks where this can be asked."""
     asked = {(run.name, pair["epsilon"]): pair["adjusted_p"] for run, pair in _asked(x, y)}
     return dict(zip(asked, holm(np.array([*asked.values()])).tolist(), strict=True))
 
 
+@dataclass(frozen=True)
+class Mean:
+    """The mean rho over networks, by Fisher's z, with Student's interval and p."""
+
+    rho: float
+    low: float
+    high: float
+    p: float
+
+    @classmethod
+    def of(cls, fisher: Column) -> Mean:
+        """fisher: z of each network."""
+        test = ttest_1samp(fisher, 0.0)
+        rho, low, high = np.tanh([fisher.mean(), *test.confidence_interval()]).tolist()
+        return cls(rho, low, high, float(test.pvalue))
+
+    @property
+    def cells(self) -> list[str]:
+        return [f"{self.rho:+.2f} [{self.low:+.2f}, {self.high:+.2f}]", f"{self.p:.2g}"]
+
+
+def over_networks(x: str, y: str) -> tuple[int, Mean, Mean]:
+    """How many networks, trainings of one counting as one; the mean rho over them, raw and partial."""
+    trainings: dict[tuple[str, str], list[list[float]]] = defaultdict(list)
+    for run, pair in _asked(x, y):
+        rhos = [pair["spearman"], pair["partial_spearman"]]
+        trainings[run.network].append(np.arctanh(np.clip(rhos, -MOST, MOST)).tolist())
+    fisher = np.array([np.mean(one, axis=0) for one in trainings.values()])
+    return len(fisher), Mean.of(fisher[:, 0]), Mean.of(fisher[:, 1])
+
+
 def together() -> str:
-    """The networks as a sample: the mean rho over them, trainings of one network counting as one."""
     rows = []
     for x in ("clean_drop", "margin_drop"):
         for y in ("share", "noise_excess", "excess"):
-            trainings: dict[tuple[str, str], list[list[float]]] = defaultdict(list)
-            for run, pair in _asked(x, y):
-                rhos = [pair["spearman"], pair["partial_spearman"]]
-                trainings[run.network].append(np.arctanh(np.clip(rhos, -MOST, MOST)).tolist())
-            fisher = np.array([np.mean(one, axis=0) for one in trainings.values()])
-            means = [cell for column in fisher.T for cell in _mean_rho(column)]
-            rows.append([f"{WORDS[x]} x {WORDS[y]}", str(len(fisher)), *means])
+            networks, raw, given = over_networks(x, y)
+            rows.append([f"{WORDS[x]} x {WORDS[y]}", str(networks), *raw.cells, *given.cells])
     header = ["question", "networks", "mean rho", "p", "mean rho given norm and energy", "p"]
     return table(header, rows)
-
-
-def _mean_rho(fisher: Column) -> list[str]:
-    """From Fisher's z of each network to the mean rho with Student's interval, and its p."""
-    test = ttest_1samp(fisher, 0.0)
-    low, high = np.tanh(test.confidence_interval())
-    return [f"{np.tanh(fisher.mean()):+.2f} [{low:+.2f}, {high:+.2f}]", f"{test.pvalue:.2g}"]
 
 
 def explored() -> str:
