@@ -134,11 +134,12 @@ def correlations() -> alt.TopLevelMixin:
                 }
             )
     for (x, y), question in PAIRS.items():
-        _, mean, given = over_networks(x, y)
-        names.append(MEAN)
-        found = {"network": MEAN, "question": question, "rho": mean.rho, "partial": given.rho}
-        answer = SHOWN if mean.p <= 0.05 else NOT_SHOWN
-        rows.append({**found, "low": mean.low, "high": mean.high, "answer": answer})
+        if found := over_networks(x, y):
+            _, mean, given = found
+            names.append(MEAN)
+            answer = {"question": question, "answer": SHOWN if mean.p <= 0.05 else NOT_SHOWN}
+            interval = {"rho": mean.rho, "low": mean.low, "high": mean.high}
+            rows.append({"network": MEAN, **answer, **interval, "partial": given.rho})
     base = alt.Chart().encode(
         y=alt.Y("network:N", sort=list(dict.fromkeys(names)), title=None),
         color=alt.Color(

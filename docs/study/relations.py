@@ -100,12 +100,17 @@ class Mean:
         return [f"{self.rho:+.2f} [{self.low:+.2f}, {self.high:+.2f}]", f"{self.p:.2g}"]
 
 
-def over_networks(x: str, y: str) -> tuple[int, Mean, Mean]:
-    """How many networks, trainings of one counting as one; the mean rho over them, raw and partial."""
+def over_networks(x: str, y: str) -> tuple[int, Mean, Mean] | None:
+    """How many networks, trainings of one counting as one; the mean rho over them, raw and partial.
+
+    None of fewer than two.
+    """
     trainings: dict[tuple[str, str], list[list[float]]] = defaultdict(list)
     for run, pair in _asked(x, y):
         rhos = [pair["spearman"], pair["partial_spearman"]]
         trainings[run.network].append(np.arctanh(np.clip(rhos, -MOST, MOST)).tolist())
+    if len(trainings) < 2:
+        return None
     fisher = np.array([np.mean(one, axis=0) for one in trainings.values()])
     return len(fisher), Mean.of(fisher[:, 0]), Mean.of(fisher[:, 1])
 
@@ -114,8 +119,9 @@ def together() -> str:
     rows = []
     for x in ("clean_drop", "margin_drop"):
         for y in ("share", "noise_excess", "excess"):
-            networks, raw, given = over_networks(x, y)
-            rows.append([f"{WORDS[x]} x {WORDS[y]}", str(networks), *raw.cells, *given.cells])
+            if found := over_networks(x, y):
+                networks, raw, given = found
+                rows.append([f"{WORDS[x]} x {WORDS[y]}", str(networks), *raw.cells, *given.cells])
     header = ["question", "networks", "mean rho", "p", "mean rho given norm and energy", "p"]
     return table(header, rows)
 
