@@ -13,7 +13,7 @@ from fragile_neurons.stats import wilson
 
 PERMUTATIONS = 9_999
 NORMAL = 1.959964  # 97.5 % quantile
-FEWEST, MOST = 4, 0.999999  # neurons, and the largest correlation, that an interval can be had of
+FEWEST, LARGEST_RHO = 4, 0.999999  # neurons, and the largest correlation, that an interval can be had of
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -30,7 +30,7 @@ def share(count: int, n: int) -> str:
     return f"{percent(count / n)} [{100 * low:.1f}, {100 * high:.1f}]"
 
 
-def tied(values: Column, others: Column) -> str:
+def rank_correlation(values: Column, others: Column) -> str:
     """Spearman's rho over neurons: interval for other neurons, p for neurons in another order.
 
     Source of the interval: Bonett and Wright 2000.
@@ -51,6 +51,6 @@ def tied(values: Column, others: Column) -> str:
     )
     rho = float(found.statistic)
     reach = NORMAL * np.sqrt((1 + rho**2 / 2) / (len(values) - 3))
-    middle = np.arctanh(np.clip(rho, -MOST, MOST))
+    middle = np.arctanh(np.clip(rho, -LARGEST_RHO, LARGEST_RHO))
     low, high = np.tanh(middle - reach), np.tanh(middle + reach)
     return f"{rho:+.2f} [{low:+.2f}, {high:+.2f}] (p {found.pvalue:.2g})"

@@ -7,8 +7,8 @@ from typing import Any
 
 import altair as alt
 import numpy as np
-from kept import Found, Kept, can_be_asked, runs
-from relations import over_networks
+from kept import Found, Kept, runs
+from relations import corrected, over_networks
 
 from fragile_neurons.analysis.verdicts import VERDICTS
 from fragile_neurons.hardening.trials import SHUFFLED
@@ -79,7 +79,7 @@ def verdicts() -> alt.TopLevelMixin:
     rows = []
     for run in runs("analyze", layer="first"):
         for row in run.summary["dropout"]:
-            if row["epsilon"] in (None, run.spec["epsilons"][-1]):
+            if row["epsilon"] in (None, run.largest_epsilon):
                 where = "clean" if row["epsilon"] is None else "FGSM, the largest epsilon"
                 for place, verdict in enumerate(VERDICTS):
                     count = {"verdict": verdict, "neurons": row["verdicts"][verdict], "place": place}
@@ -102,50 +102,45 @@ PAIRS = {
     ("clean_drop", "share"): "clean drop with share: the paper's question",
     ("margin_drop", "excess"): "margin drop with excess: beyond another image's attack",
 }
-SHOWN, NOT_SHOWN = "shown for neurons in general (p at most 0.05)", "not shown"
-UNRELIABLE, GIVEN = "cannot be answered (reliability below 0.3)", "given weight norm and energy"
-MEAN = "mean over networks, largest epsilon"
+SHOWN, NOT_SHOWN = "shown (p over networks at most 0.05)", "not shown"
+UNRELIABLE, GIVEN = "too noisy to ask (reliability below 0.3)", "given weight norm and energy"
+MEAN_RHO = "mean over networks"
 
 
 def correlations() -> alt.TopLevelMixin:
-    """The two headlines, with intervals for new images; coloured by whether p (Holm) is at most 0.05.
+    """The two headlines at the largest epsilon, coloured by whether p over networks is at most 0.05.
 
-    Below them their means over the networks, with intervals for other networks.
+    Intervals for new images; below them the means over networks, with their intervals.
     """
-    rows, names = [], []
-    for run in runs("analyze", layer="first"):
-        for pair in run.summary["correlation"]:
-            if not pair["headline"] or pair["spearman"] is None:
-                continue
-            low, high = pair["ci95"]
-            reliable = can_be_asked(pair)
-            names.append(f"{run.name}, {pair['epsilon']}")
-            rows.append(
-                {
-                    "network": names[-1],
-                    "question": PAIRS[pair["x"], pair["y"]],
+    rows = []
+    for (x, y), question in PAIRS.items():
+        again = corrected(x, y)
+        for run in runs("analyze", layer="first"):
+            for pair in run.summary["correlation"]:
+                if (pair["x"], pair["y"], pair["epsilon"]) != (x, y, run.largest_epsilon):
+                    continue
+                low, high = pair["ci95"] or (None, None)
+                p = again.get((run.name, run.largest_epsilon))
+                answer = UNRELIABLE if p is None else SHOWN if p <= 0.05 else NOT_SHOWN
+                rhos = {
                     "rho": pair["spearman"],
                     "partial": pair["partial_spearman"],
                     "low": low,
                     "high": high,
-                    "answer": (SHOWN if pair["adjusted_p"] <= 0.05 else NOT_SHOWN)
-                    if reliable
-                    else UNRELIABLE,
                 }
-            )
-    for (x, y), question in PAIRS.items():
+                rows.append({"network": run.name, "question": question, "answer": answer, **rhos})
         if found := over_networks(x, y):
-            _, mean, given = found
-            names.append(MEAN)
-            answer = {"question": question, "answer": SHOWN if mean.p <= 0.05 else NOT_SHOWN}
-            interval = {"rho": mean.rho, "low": mean.low, "high": mean.high}
-            rows.append({"network": MEAN, **answer, **interval, "partial": given.rho})
+            mean = found.raw
+            rhos = {"rho": mean.rho, "partial": found.given.rho, "low": mean.low, "high": mean.high}
+            rows.append({"network": MEAN_RHO, "question": question, "answer": MEAN_RHO, **rhos})
+    names = [*_named(runs("analyze", layer="first")), MEAN_RHO]
     base = alt.Chart().encode(
-        y=alt.Y("network:N", sort=list(dict.fromkeys(names)), title=None),
+        y=alt.Y("network:N", sort=names, title=None),
         color=alt.Color(
             "answer:N",
             scale=alt.Scale(
-                domain=[SHOWN, NOT_SHOWN, UNRELIABLE, GIVEN], range=[VERMILION, GREY, PALE, BLUE]
+                domain=[SHOWN, NOT_SHOWN, UNRELIABLE, MEAN_RHO, GIVEN],
+                range=[VERMILION, GREY, PALE, "black", BLUE],
             ),
         ),
     )
@@ -157,7 +152,7 @@ def correlations() -> alt.TopLevelMixin:
         base.mark_point(filled=True, size=60, opacity=1).encode(x="rho:Q"),
         base.mark_tick(thickness=2, size=12).encode(x="partial:Q", color=alt.datum(GIVEN)),
         data=alt.InlineData(values=rows),
-    ).properties(width=280, height=17 * len(set(names)))
+    ).properties(width=280, height=17 * len(names))
     return panel.facet(alt.Facet("question:N"), columns=2)
 
 
@@ -190,7 +185,7 @@ def cumulative() -> alt.TopLevelMixin:
     rows = []
     for run in runs("analyze", layer="first"):
         for row in run.summary["cumulative"]:
-            if row["epsilon"] != run.spec["epsilons"][-1]:
+            if row["epsilon"] != run.largest_epsilon:
                 continue
             for order, said in ORDERS.items():
                 if order not in row:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,11 @@ class Kept:
     @property
     def spec(self) -> Found:
         found: Found = self.summary["spec"]
+        return found
+
+    @property
+    def largest_epsilon(self) -> str:
+        found: str = self.spec["epsilons"][-1]
         return found
 
     @cached_property
@@ -82,6 +87,11 @@ def _value(text: str | None) -> Any:
         return text
 
 
+@cache
+def _kept(folder: Path) -> Kept:
+    return Kept(folder)
+
+
 def can_be_asked(pair: Found) -> bool:
     """Whether a relation has a rho, and both its sides are measured well enough for it to mean something."""
     reliabilities = (pair["reliability_x"], pair["reliability_y"])
@@ -90,6 +100,6 @@ def can_be_asked(pair: Found) -> bool:
 
 def runs(command: str, **options: object) -> list[Kept]:
     """The runs of a command with these options, in the order of the tables."""
-    found = [Kept(path.parent) for path in sorted((HERE / "runs").glob("*/summary.json"))]
+    found = [_kept(path.parent) for path in sorted((HERE / "runs").glob("*/summary.json"))]
     asked = {"command": command, **options}
     return sorted((one for one in found if asked.items() <= one.spec.items()), key=lambda one: one.place)

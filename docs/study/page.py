@@ -14,9 +14,9 @@ from kept import HERE
 
 TABLES = (
     *(tables.networks, tables.robustness, tables.checks, tables.verdicts),
-    *(relations.correlations, relations.together, relations.explored, relations.precisions, relations.beside),
-    *(tables.carriers, tables.cumulative, tables.seeds, tables.layers),
-    *(tables.hardened, tables.hardening_controls),
+    *(relations.correlations, relations.means_over_networks, relations.explored),
+    *(relations.precisions, relations.controls, tables.carriers, tables.cumulative),
+    *(tables.seeds, tables.layers, tables.hardened, tables.hardening_controls),
 )
 
 

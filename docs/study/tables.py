@@ -7,8 +7,9 @@ from collections import Counter
 from itertools import combinations
 
 import numpy as np
-from cells import PERMUTATIONS, share, table, tied
+from cells import PERMUTATIONS, rank_correlation, share, table
 from kept import HERE, Column, Kept, can_be_asked, runs
+from relations import HEADLINES
 
 from fragile_neurons.hardening.trials import SHUFFLED
 from fragile_neurons.report import hardening
@@ -64,7 +65,7 @@ def verdicts() -> str:
 def carriers() -> str:
     rows = []
     for run in runs("analyze", layer="first"):
-        last = run.spec["epsilons"][-1]
+        last = run.largest_epsilon
         for one in run.summary["patching"]:
             if one["epsilon"] != last or one["most_rescuing"] is None or np.isnan(run.column("share")).all():
                 continue
@@ -85,7 +86,7 @@ def carriers() -> str:
 def cumulative() -> str:
     rows = []
     for run in runs("analyze", layer="first"):
-        last = run.spec["epsilons"][-1]
+        last = run.largest_epsilon
         for epsilon in (None, last):
             curve = [row for row in run.summary["cumulative"] if row["epsilon"] == epsilon]
             n = run.summary["layers"][0]["neurons"]
@@ -141,7 +142,7 @@ def seeds() -> str:
     for one, other in combinations(runs("analyze", layer="all", data="cifar10"), 2):
         cells = _agreement(one, other)
         for column in ("clean_drop", "margin_drop", "relative"):
-            cells.append(tied(_by_layer(one, column), _by_layer(other, column)))
+            cells.append(rank_correlation(_by_layer(one, column), _by_layer(other, column)))
         rows.append([one.name, other.name, *cells])
     header = ["network", "and", "same clean verdict, channel by channel", "by chance", "p"]
     means = ["clean drop", "margin drop", "disturbance relative to the map"]
@@ -161,7 +162,7 @@ def layers() -> str:
             n = sum(count.values())
             here = [pair for pair in heads if (pair["layer"] == first) == (place == "first")]
             cells = [f"{count['fragile']} of {n}: {share(count['fragile'], n)}"]
-            for x, y in (("clean_drop", "share"), ("margin_drop", "excess")):
+            for x, y in HEADLINES:
                 of = [pair for pair in here if (pair["x"], pair["y"]) == (x, y) and can_be_asked(pair)]
                 rhos = [pair["spearman"] for pair in of]
                 shown = sum(pair["adjusted_p"] <= 0.05 and pair["spearman"] > 0 for pair in of)
