@@ -18,6 +18,7 @@ NETWORKS = (
     *("mnist-cnn", "mnist-cnn-robust", "cifar10-resnet20", "resnet20"),
     *("resnet18", "squeezenet1_1", "shufflenet_v2_x1_0", "mobilenet_v3_small"),
 )
+TRAININGS = {"seed0": "seed 0", "seed1": "seed 1", "seed2": "seed 2", "adamw": "AdamW"}
 Found = dict[str, Any]
 Column = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -62,12 +63,12 @@ class Kept:
 
     @property
     def name(self) -> str:
-        """The network, its data, and its seed where there are several."""
-        network, weights = self.network[0], self.spec["weights"] or ""
-        seed = "seed 0" if self.spec["model"].startswith("cifar10-") else ""
-        if "-seed" in weights:
-            seed = f"seed {Path(weights).parent.name.rpartition('-seed')[2]}"
-        return ", ".join(filter(None, [network, seed, self.spec["data"]]))
+        """The network, which of its trainings where there are several, and its data."""
+        network, data = self.network
+        trained = Path(self.spec["weights"] or "").parent.name.removeprefix(f"{network}-{data}").lstrip("-")
+        if self.spec["model"].startswith("cifar10-"):
+            trained = "seed0"
+        return ", ".join(filter(None, [network, TRAININGS.get(trained, trained), data]))
 
     @property
     def place(self) -> tuple[object, ...]:
