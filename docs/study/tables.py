@@ -11,6 +11,7 @@ from cells import PERMUTATIONS, rank_correlation, share, table
 from kept import HERE, Column, Kept, can_be_asked, runs
 from relations import HEADLINES
 
+from fragile_neurons.analysis.verdicts import VERDICTS
 from fragile_neurons.hardening.trials import SHUFFLED
 from fragile_neurons.report import hardening
 from fragile_neurons.report.sentences import accuracy, condition, percent
@@ -55,10 +56,10 @@ def verdicts() -> str:
         for row in run.summary["dropout"]:
             counts = row["verdicts"]
             n = sum(counts.values())
-            cells = [str(counts[name]) for name in ("fragile", "robust", "antifragile", "null", "undecided")]
+            cells = [str(counts[name]) for name in VERDICTS]
             fragile = share(counts["fragile"], n)
             rows.append([run.name, condition(row), str(n), *cells, str(row["small"]), fragile])
-    header = ["network", "condition", "neurons", "fragile", "robust", "antifragile", "null", "undecided"]
+    header = ["network", "condition", "neurons", *VERDICTS]
     return table([*header, "of these small", "fragile"], rows)
 
 
