@@ -7,10 +7,13 @@ import json
 import re
 import shlex
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
+import numpy as np
 import pytest
+from scipy.stats import t, ttest_1samp
 
 DOCS = Path(__file__).parents[1] / "docs"
 STUDY = DOCS / "study"
@@ -61,6 +64,35 @@ def test_every_number_of_the_findings_stands_in_a_table() -> None:
         assert said
         assert not {number for number in said if "[" in number} - rows, heading
         assert not {number for number in said if "[" not in number} - alone, heading
+
+
+def test_a_mean_over_networks_is_of_fishers_z_and_its_p_of_every_choice_of_signs(page: ModuleType) -> None:
+    zs = np.array([0.3, 0.5, -0.1, 0.8, 0.2])
+    mean = page.relations.Mean.of(zs)
+    interval = ttest_1samp(zs, 0.0).confidence_interval()
+    assert (mean.rho, mean.low, mean.high) == pytest.approx(np.tanh([zs.mean(), *interval]))
+    reach = t.ppf(0.975, 4) * zs.std(ddof=1) * np.sqrt(1 + 1 / 5)
+    assert mean.other == pytest.approx(np.tanh([zs.mean() - reach, zs.mean() + reach]))
+    by_chance = [abs(np.mean(zs * signs)) for signs in product([-1, 1], repeat=5)]
+    assert mean.p == pytest.approx(np.mean(np.array(by_chance) >= zs.mean() - 1e-12))
+
+
+def test_trainings_of_one_network_count_as_one_in_the_mean(
+    page: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rhos = {("one", "mnist"): [0.2, 0.6], ("one", "cifar10"): [0.1], ("two", "mnist"): [0.4]}
+    asked = [
+        (SimpleNamespace(network=network), {"spearman": rho, "partial_spearman": -rho})
+        for network, trained in rhos.items()
+        for rho in trained
+    ]
+    monkeypatch.setattr(page.relations, "asked", lambda x, y: iter(asked))
+    found = page.relations.over_networks("clean_drop", "share")
+    zs = np.array([np.mean(np.arctanh(trained)) for trained in rhos.values()])
+    assert found.networks == 3
+    assert (found.raw.rho, found.given.rho) == pytest.approx((np.tanh(zs.mean()), -np.tanh(zs.mean())))
+    monkeypatch.setattr(page.relations, "asked", lambda x, y: iter(asked[:2]))
+    assert page.relations.over_networks("clean_drop", "share") is None
 
 
 def test_a_number_is_not_found_in_part_of_another() -> None:
