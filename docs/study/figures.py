@@ -7,8 +7,8 @@ from typing import Any
 
 import altair as alt
 import numpy as np
-from kept import Found, Kept, runs
-from relations import corrected, over_networks
+from kept import ATTACKS, Found, Kept, runs
+from relations import HEADLINES, corrected, over_networks
 
 from fragile_neurons.analysis.verdicts import VERDICTS
 from fragile_neurons.hardening.trials import SHUFFLED
@@ -43,9 +43,6 @@ def _bounds(row: Found) -> dict[str, float]:
 
 def _attack(*names: str) -> alt.Color:
     return alt.Color("attack:N", scale=alt.Scale(domain=list(names), range=[BLUE, VERMILION, GREEN]))
-
-
-ATTACKS = {"fgsm": "FGSM", "pgd": "PGD-20 x 5", "pgd-strong": "PGD-100 x 4, decaying"}
 
 
 def robustness() -> alt.TopLevelMixin:
@@ -98,10 +95,6 @@ def verdicts() -> alt.TopLevelMixin:
     )
 
 
-PAIRS = {
-    ("clean_drop", "share"): "clean drop with share: the paper's question",
-    ("margin_drop", "excess"): "margin drop with excess: beyond another image's attack",
-}
 SHOWN, NOT_SHOWN = "shown (p over networks at most 0.05)", "not shown"
 UNRELIABLE, GIVEN = "too noisy to ask (reliability below 0.3)", "given weight norm and energy"
 MEAN_RHO = "mean over networks"
@@ -113,7 +106,7 @@ def correlations() -> alt.TopLevelMixin:
     Intervals for new images; below them the means over networks, with their intervals.
     """
     rows = []
-    for (x, y), question in PAIRS.items():
+    for (x, y), question in HEADLINES.items():
         again = corrected(x, y)
         for run in runs("analyze", layer="first"):
             for pair in run.summary["correlation"]:

@@ -16,7 +16,10 @@ from fragile_neurons.report.sentences import number, percent
 from fragile_neurons.split_half import MIN_RELIABILITY
 from fragile_neurons.stats import holm
 
-HEADLINES = (("clean_drop", "share"), ("margin_drop", "excess"))
+HEADLINES = {
+    ("clean_drop", "share"): "clean drop with share: the paper's question",
+    ("margin_drop", "excess"): "margin drop with excess: beyond another image's attack",
+}
 FRAGILITIES, TARGETINGS = ("clean_drop", "margin_drop"), ("share", "noise_excess", "excess")
 CONTROLS = ("share", "swap_share", "noise_share", "noise_excess", "excess", "weight_norm")
 WORDS = {

@@ -8,7 +8,7 @@ from itertools import combinations
 
 import numpy as np
 from cells import PERMUTATIONS, rank_correlation, share, table
-from kept import HERE, Column, Kept, can_be_asked, runs
+from kept import ATTACKS, HERE, Column, Kept, can_be_asked, runs
 from relations import HEADLINES
 
 from fragile_neurons.analysis.verdicts import VERDICTS
@@ -36,8 +36,8 @@ def robustness() -> str:
             curves.setdefault(row["epsilon"], {})[row["attack"]] = accuracy(row)
         clean, n = accuracy(found["clean_accuracy"]), f"{found['data']['n']:,}"
         for epsilon, by in curves.items():
-            rows.append([run.name, clean, epsilon, by["fgsm"], by["pgd"], by["pgd-strong"], n])
-    return table(["network", "clean", "epsilon", "FGSM", "PGD-20 x 5", "PGD-100 x 4, decaying", "n"], rows)
+            rows.append([run.name, clean, epsilon, *(by[name] for name in ATTACKS), n])
+    return table(["network", "clean", "epsilon", *ATTACKS.values(), "n"], rows)
 
 
 def checks() -> str:
@@ -179,10 +179,11 @@ def hardened() -> str:
     rows = []
     for run in runs("harden"):
         found = run.summary["hardening"]
-        at = [row for row in found["differences"] if row["epsilon"] in ("0", found["epsilon"])]
+        judged_at = ("0", found["epsilon"])
+        at = [row for row in found["differences"] if row["epsilon"] in judged_at]
         by = {row["attack"]: hardening.difference(row) for row in at}
         own = [row for row in found["accuracies"] if row["network"] == row["made_on"] == "original"]
-        before = {row["attack"]: row for row in own}
+        before = {row["attack"]: row for row in own if row["epsilon"] in judged_at}
         against = {row["network"]: hardening.difference(row) for row in found["against"]}
         cells = [*_hardening(run), f"{found['numbers']:,}"]
         cells += [found["verdict"] + (" (identity)" if found["is_identity"] else "")]
