@@ -207,11 +207,14 @@ def hardening_controls() -> str:
         found = run.summary["hardening"]["accuracies"]
         by = {row["network"]: row for row in found if row["attack"] == "pgd-10"}
         shuffled = [row["value"] for name, row in by.items() if name.startswith(SHUFFLED)]
+        tries = run.summary["hardening"]["chosen"]
+        weakened = sum(row["network"].startswith(SHUFFLED) and row["taken"] > 0 for row in tries)
         if "hardened" in by:
             cells = [accuracy(by["original"]), accuracy(by["hardened"])]
             better = sum(value >= by["hardened"]["value"] for value in shuffled)
             cells += [f"{percent(min(shuffled))} to {percent(max(shuffled))}", f"{better} of {len(shuffled)}"]
+            cells += [f"{weakened} of {len(shuffled)}"]
             cells += [percent(by[name]["value"]) for name in ("inverted", "uniform")]
             rows.append([*_hardening(run), *cells])
     header = ["network", "epsilon", "rule, layers", "original", "hardened", "twenty shuffles"]
-    return table([*header, "shuffles as good", "inverted", "uniform"], rows)
+    return table([*header, "shuffles as good", "weakened", "inverted", "uniform"], rows)
