@@ -232,6 +232,7 @@ def layers() -> alt.TopLevelMixin:
     )
 
 
+JUDGED = {"clean": "clean", "pgd": ATTACKS["pgd"], "apgd": "APGD-CE + T"}
 KINDS = {"original": BLUE, "hardened": ORANGE, SHUFFLED: "#00000055", "inverted": GREEN}
 
 
@@ -242,7 +243,7 @@ def hardened() -> alt.TopLevelMixin:
         found = run.summary["hardening"]
         names.append(f"{run.name}: {found['rule']}, {run.spec['layer']}")
         for row in found["differences"]:
-            attack = {"clean": "clean", "pgd": "PGD-20 x 5", "apgd": "APGD-CE + T"}.get(row["attack"])
+            attack = JUDGED.get(row["attack"])
             if attack and row["epsilon"] in ("0", found["epsilon"]):
                 points = {name: 100 * value for name, value in _bounds(row).items()}
                 gained.append({"network": names[-1], "attack": attack, **points})
@@ -252,7 +253,7 @@ def hardened() -> alt.TopLevelMixin:
                 controls.append({"network": names[-1], "kind": kind, **_bounds(row)})
     y = alt.Y("network:N", sort=names, title=None)
     zero = alt.Chart().mark_rule(strokeDash=[2, 3], color=GREY).encode(x=alt.datum(0))
-    base = _base(gained).encode(y=y, yOffset="attack:N", color=_attack("clean", "PGD-20 x 5", "APGD-CE + T"))
+    base = _base(gained).encode(y=y, yOffset="attack:N", color=_attack(*JUDGED.values()))
     signed = alt.Axis(format="+.0f")
     differences = alt.layer(
         zero,

@@ -204,11 +204,11 @@ def hardening_controls() -> str:
     """The same gains on other neurons, the other way round and all alike, under PGD-10."""
     rows = []
     for run in runs("harden"):
-        found = run.summary["hardening"]["accuracies"]
-        by = {row["network"]: row for row in found if row["attack"] == "pgd-10"}
+        found = run.summary["hardening"]
+        by = {row["network"]: row for row in found["accuracies"] if row["attack"] == "pgd-10"}
         shuffled = [row["value"] for name, row in by.items() if name.startswith(SHUFFLED)]
-        tries = run.summary["hardening"]["chosen"]
-        weakened = sum(row["network"].startswith(SHUFFLED) and row["taken"] > 0 for row in tries)
+        tried = [row for row in found["chosen"] if row["network"].startswith(SHUFFLED)]
+        weakened = sum(row["strengths"][row["taken"]] < 1 for row in tried)
         if "hardened" in by:
             cells = [accuracy(by["original"]), accuracy(by["hardened"])]
             better = sum(value >= by["hardened"]["value"] for value in shuffled)
