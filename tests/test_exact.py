@@ -128,6 +128,18 @@ def test_resnet20_is_swept_exactly() -> None:
     assert_exact(fn.Classifier(resnet20()).eval(), torch.rand(IMAGES, 3, 32, 32))
 
 
+def test_the_splits_of_a_deep_network_share_their_weights() -> None:
+    torch.manual_seed(0)
+    classifier, images = fn.Classifier(resnet20()).eval(), torch.rand(4, 3, 8, 8)  # some maps are small
+    way = Exact(classifier, images)
+    splits = [way.split(layer.site("norm")) for layer in executed_layers(classifier, images)[:-1]]
+    parts = (module for one in splits for module in (one.whole, one.rest))
+    held = {value.data_ptr(): value.nbytes for part in parts for value in part.state_dict().values()}
+    whole = sum(value.nbytes for value in classifier.state_dict().values())
+    assert len(splits) == 19
+    assert sum(held.values()) < 4 * whole
+
+
 @pytest.mark.parametrize(
     ("size", "options"),
     [

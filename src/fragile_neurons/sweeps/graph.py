@@ -5,9 +5,9 @@ from __future__ import annotations
 import copy
 import inspect
 import operator
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import fx, nn
@@ -23,6 +23,8 @@ OUT_OF_PLACE = {
     operator.itruediv: operator.truediv,
 }
 
+Made = TypeVar("Made", bound=nn.Module)
+
 
 class UntraceableError(Exception):
     """The network cannot be had as a graph; the message says why."""
@@ -33,11 +35,22 @@ class Traced:
     """A module's evaluation pass: `graph`, over copied weights, channels last, nothing in place.
 
     images: how many there were when the shapes were taken. shapes: of every tensor, by its node's name.
+    made: layers with weights of their own, by what they were made of.
     """
 
     graph: fx.GraphModule
     images: int
     shapes: Mapping[str, torch.Size]
+    made: dict[tuple[Hashable, ...], nn.Module] = field(default_factory=dict)
+
+    def make(self, maker: Callable[..., Made], *arguments: Hashable) -> Made:
+        """What the maker makes of these arguments, the first time: a copy of the weights for each split
+        would fill the memory.
+        """
+        key = (maker, *arguments)
+        if key not in self.made:
+            self.made[key] = maker(*arguments)
+        return cast("Made", self.made[key])
 
     def nodes(self, module: str, call: int | None) -> list[fx.Node]:
         """The nodes that call a module; only the n-th of them unless `call` is None."""
@@ -185,14 +198,14 @@ def lighten(traced: Traced, apart: Collection[str]) -> fx.GraphModule:
             conv, norm = modules[str(before.target)], modules[str(node.target)]
             assert isinstance(conv, nn.Conv2d)
             assert isinstance(norm, nn.BatchNorm2d)
-            _call(light, modules, node, fold_norm(conv, norm))
+            _call(light, modules, node, traced.make(fold_norm, conv, norm))
             node.args = before.args
             copied.erase_node(before)
         if _calls(node, modules, nn.Conv2d):
             conv = modules[str(node.target)]
             assert isinstance(conv, nn.Conv2d)
             assert isinstance(node.args[0], fx.Node)
-            cropped = crop_kernel(conv, traced.shapes[node.args[0].name][2:])
+            cropped = traced.make(crop_kernel, conv, traced.shapes[node.args[0].name][2:])
             if cropped is not conv:
                 _call(light, modules, node, cropped)
     light.recompile()

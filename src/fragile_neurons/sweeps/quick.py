@@ -13,18 +13,21 @@ from torch import fx, nn
 from torch.nn import functional
 
 from fragile_neurons.sweeps.fused import FusedConv, fuse
+from fragile_neurons.sweeps.graph import Traced
 
 LARGEST = 1 << 23  # values of a matrix that stands for a convolution
 INPLACE_FUNCTIONS = {functional.relu, functional.relu6, functional.silu, functional.hardswish}
 
 
-def quicken(rest: fx.GraphModule, shapes: Mapping[fx.Node, torch.Size], *, rectify: bool) -> None:
+def quicken(
+    rest: fx.GraphModule, shapes: Mapping[fx.Node, torch.Size], traced: Traced, *, rectify: bool
+) -> None:
     """Change a graph over maps channels last, whose values nobody else reads; shapes: of its nodes.
 
-    rectify: see `fuse`.
+    traced: what it is a part of. rectify: see `fuse`.
     """
-    _flatten_as_it_lies(rest, shapes)
-    _multiply_small_maps(rest, shapes)
+    _flatten_as_it_lies(rest, shapes, traced)
+    _multiply_small_maps(rest, shapes, traced)
     fuse(rest, shapes, rectify=rectify)
     _put_in_place(rest, shapes)
 
@@ -75,7 +78,7 @@ def _outputs(conv: nn.Conv2d, size: Sequence[int]) -> list[int]:
     ]
 
 
-def _multiply_small_maps(rest: fx.GraphModule, shapes: Mapping[fx.Node, torch.Size]) -> None:
+def _multiply_small_maps(rest: fx.GraphModule, shapes: Mapping[fx.Node, torch.Size], traced: Traced) -> None:
     modules = dict(rest.named_modules())
     for node in rest.graph.nodes:
         conv = modules.get(str(node.target)) if node.op == "call_module" else None
@@ -85,12 +88,12 @@ def _multiply_small_maps(rest: fx.GraphModule, shapes: Mapping[fx.Node, torch.Si
         small = math.prod(size) <= math.prod(conv.kernel_size) and values <= LARGEST
         if small and not isinstance(conv.padding, str):
             node.target = f"multiplied_{node.name}"
-            rest.add_submodule(node.target, SmallMaps(conv, size))
+            rest.add_submodule(node.target, traced.make(SmallMaps, conv, size))
     rest.delete_all_unused_submodules()
     rest.recompile()
 
 
-def _flatten_as_it_lies(rest: fx.GraphModule, shapes: Mapping[fx.Node, torch.Size]) -> None:
+def _flatten_as_it_lies(rest: fx.GraphModule, shapes: Mapping[fx.Node, torch.Size], traced: Traced) -> None:
     """Let a linear layer read maps channels last, as they lie in memory: its weights move instead."""
     modules = dict(rest.named_modules())
     for node in list(rest.graph.nodes):
@@ -105,16 +108,20 @@ def _flatten_as_it_lies(rest: fx.GraphModule, shapes: Mapping[fx.Node, torch.Siz
         if flat.op == "call_module":
             flattens = isinstance(modules[str(flat.target)], nn.Flatten)
         if flattens and shapes.get(flat) == (n, math.prod(map_shape)):
-            channels, height, width = map_shape
-            moved = copy.copy(linear)
-            moved._parameters = dict(linear._parameters)
-            weight = linear.weight.view(-1, channels, height * width).transpose(1, 2).flatten(1)
-            moved.weight = nn.Parameter(weight.contiguous(), requires_grad=False)
             node.target = f"moved_{node.name}"
-            rest.add_submodule(node.target, moved)
+            rest.add_submodule(node.target, traced.make(_over_channels_last, linear, map_shape[0]))
             with rest.graph.inserting_before(node):
                 flat.replace_all_uses_with(rest.graph.call_function(_flatten_channels_last, (maps,)))
             rest.graph.erase_node(flat)
+
+
+def _over_channels_last(linear: nn.Linear, channels: int) -> nn.Linear:
+    """The layer for maps that are flattened as they lie in memory."""
+    moved = copy.copy(linear)
+    moved._parameters = dict(linear._parameters)
+    weight = linear.weight.view(len(linear.weight), channels, -1).transpose(1, 2).flatten(1)
+    moved.weight = nn.Parameter(weight.contiguous(), requires_grad=False)
+    return moved
 
 
 def _flatten_channels_last(maps: torch.Tensor) -> torch.Tensor:

@@ -86,7 +86,7 @@ def split(traced: Traced, site: Site) -> Split:
         else:
             dense.append(node)
         dependent.add(node)
-    rest, boundary = _rest(whole, dense, {intervention, *places, *mixing}, shapes, traced.images)
+    rest, boundary = _rest(whole, dense, {intervention, *places, *mixing}, shapes, traced)
     dependent.add(intervention)  # no value of the traced graph
     asked = {*boundary, *(one for node in places for one in node.all_input_nodes)}
     wanted = {*starts.values(), *(node.name for node in asked - dependent)}
@@ -151,7 +151,7 @@ def _rest(
     dense: Sequence[fx.Node],
     entering: set[fx.Node],
     shapes: Mapping[str, torch.Size],
-    images: int,
+    traced: Traced,
 ) -> tuple[fx.GraphModule, tuple[fx.Node, ...]]:
     """The dense nodes as a graph of its own, and the nodes whose values go in."""
     graph = fx.Graph()
@@ -162,7 +162,7 @@ def _rest(
         if node in copies:
             return copies[node]
         if node in entering or (node.name in shapes and node.op != "get_attr"):
-            if node not in entering and shapes[node.name][:1] != (images,):
+            if node not in entering and shapes[node.name][:1] != (traced.images,):
                 raise UntraceableError(f"the rows of {node} are not images")
             with graph.inserting_before():
                 copies[node] = boundary[node] = graph.placeholder(node.name)
@@ -177,7 +177,7 @@ def _rest(
             copies[node] = graph.node_copy(node, copied)
     rest = fx.GraphModule(whole, graph)
     known = {copies[node]: shapes[node.name] for node in copies if node.name in shapes}
-    quicken(rest, known, rectify=makes_no_nan(whole.graph, shapes))
+    quicken(rest, known, traced, rectify=makes_no_nan(whole.graph, shapes))
     sources = {entrance: node for node, entrance in boundary.items()}
     order = [sources[node] for node in graph.nodes if node.op == "placeholder"]
     return rest, tuple(order)
