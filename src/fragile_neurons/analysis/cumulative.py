@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from fragile_neurons.analysis.dropout import MODES, REPLACEMENTS, observe_drops,
 from fragile_neurons.analysis.predictions import Predictions, observe_predictions
 from fragile_neurons.analysis.selection import select
 from fragile_neurons.analysis.targeting import image_shares
+from fragile_neurons.attacks.fgsm import fgsm
 from fragile_neurons.classifier import Classifier, evaluating
 from fragile_neurons.data.batches import Batch, batches, whole_batches
 from fragile_neurons.data.images import ImageData
@@ -191,20 +193,26 @@ def observe_chains(
     mode: str,
 ) -> npt.NDArray[np.bool_]:
     """(chains, 1 + epsilons, steps, n) classified right, clean first; values: of each channel dropped."""
-    whole = measure_baseline(classifier, batch.images, batch.labels, epsilons)
-    start = torch.stack([whole.logits, *whole.adversarial_logits]).argmax(-1) == batch.labels
+    adaptive = mode == "adaptive" and bool(epsilons)
+    turns = [batch.images]
+    if epsilons and not adaptive:
+        turns += fgsm(classifier, batch.images, batch.labels, epsilons)
+
+    @cache  # chains begin with the same few channels
+    def right_without(channels: frozenset[int]) -> torch.Tensor:
+        with intervening(classifier, site, sorted(channels), drop(values)):
+            if adaptive:
+                anew = measure_baseline(classifier, batch.images, batch.labels, epsilons)
+                logits = [anew.logits, *anew.adversarial_logits]
+            else:
+                with torch.no_grad():
+                    logits = [classifier(images) for images in turns]
+        return torch.stack(logits).argmax(-1) == batch.labels
+
     answers = []
     for chain in tried:
-        of_chain = [start]
-        for step in steps_of(len(chain.channels))[1:]:
-            with intervening(classifier, site, chain.channels[:step], drop(values)):
-                if mode == "adaptive" and epsilons:
-                    anew = measure_baseline(classifier, batch.images, batch.labels, epsilons)
-                    logits = [anew.logits, *anew.adversarial_logits]
-                else:
-                    with torch.no_grad():
-                        logits = [classifier(images) for images in (batch.images, *whole.adversarial)]
-            of_chain.append(torch.stack(logits).argmax(-1) == batch.labels)
+        steps = steps_of(len(chain.channels))
+        of_chain = [right_without(frozenset(chain.channels[:step])) for step in steps]
         answers.append(torch.stack(of_chain, dim=1))
     return torch.stack(answers)[..., : batch.count].cpu().numpy()
 
