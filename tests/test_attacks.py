@@ -23,6 +23,7 @@ from fragile_neurons.attacks.apply import Attack, apply_attack, counting
 from fragile_neurons.attacks.autoattack import SEEDS, square, standard_set
 from fragile_neurons.attacks.catalogue import ATTACKS, find_attack, missing_extra
 from fragile_neurons.attacks.fgsm import fgsm, gradient_sign
+from fragile_neurons.attacks.foreign import guarded
 from fragile_neurons.attacks.noise import sign_noise, uniform_noise
 from fragile_neurons.attacks.pgd import ascend, pgd
 from fragile_neurons.errors import InputError
@@ -388,10 +389,29 @@ def test_apply_refuses_what_is_no_attack(problem: str, given: str) -> None:
 
     images, labels = torch.rand(8, 1, 6, 6), torch.arange(8) % 2
     with pytest.raises(InputError) as refusal:
-        apply_attack(broken, linear_classifier(), images, labels, GRID)
+        apply_attack(guarded(broken), linear_classifier(), images, labels, GRID)
     assert f"{problem}\n  given:   {given}" in str(refusal.value)
     assert "fix:     correct the attack, see docs/attacks.md" in str(refusal.value)
     assert torch.equal(labels, torch.arange(8) % 2)
+
+
+@pytest.mark.parametrize("lacking", [MemoryError, torch.OutOfMemoryError])
+def test_a_lack_of_memory_is_not_the_attacks_fault(lacking: type[Exception]) -> None:
+    def greedy(*_: object, **__: object) -> torch.Tensor:
+        raise lacking("no room")
+
+    images, labels = torch.rand(8, 1, 6, 6), torch.arange(8) % 2
+    with pytest.raises(lacking, match="no room"):
+        apply_attack(guarded(greedy), linear_classifier(), images, labels, GRID)
+
+
+def test_what_the_network_raises_under_an_attack_of_ours_is_not_blamed_on_the_attack() -> None:
+    class Small(nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            raise RuntimeError("out of memory")
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        apply_attack(pgd, fn.Classifier(Small()), torch.rand(8, 1, 6, 6), torch.arange(8) % 2, GRID)
 
 
 def test_apply_says_how_far_an_attack_went_too_far() -> None:

@@ -11,10 +11,9 @@ from typing import Protocol
 import torch
 
 from fragile_neurons.classifier import Classifier
-from fragile_neurons.errors import FragileNeuronsError, InputError
+from fragile_neurons.errors import InputError
 from fragile_neurons.losses import margins
 from fragile_neurons.norms import project
-from fragile_neurons.own import describe
 
 
 class Attack(Protocol):
@@ -65,28 +64,23 @@ def apply_attack(
 ) -> Attacked:
     """Run an attack; project into ball and pixel range; judge its images by a pass of their own.
 
-    Raises InputError where the attack fails, changes what it was given, or returns another shape or
-    values that are not finite.
+    Raises InputError where the attack changes what it was given, or returns another shape or values that
+    are not finite.
     """
     given, truth = images.clone(), labels.clone()
     with counting(classifier) as passes:
-        try:
-            found = attack(classifier, given, truth, epsilons, generator=generator)
-        except FragileNeuronsError:
-            raise
-        except (Exception, SystemExit) as error:  # whatever a foreign attack raises
-            raise _unusable("the attack failed", describe(error), "an attack that returns images") from error
+        found = attack(classifier, given, truth, epsilons, generator=generator)
     if not (torch.equal(given, images) and torch.equal(truth, labels)):
-        raise _unusable(
+        raise unusable(
             "the attack changed what it was given", "other images or labels", "an attack that works on copies"
         )
     shape = (len(epsilons), *images.shape)
     if not isinstance(found, torch.Tensor) or found.shape != shape:
         returned = tuple(found.shape) if isinstance(found, torch.Tensor) else type(found).__name__
-        raise _unusable("the attack returned another shape", returned, f"images of shape {shape}")
+        raise unusable("the attack returned another shape", returned, f"images of shape {shape}")
     if not torch.isfinite(found).all():
         count = int((~torch.isfinite(found)).sum())
-        raise _unusable(
+        raise unusable(
             "the attack returned images that are not finite", f"{count} NaN or infinite pixels", "pixels"
         )
     found = found.detach().to(images)
@@ -131,5 +125,6 @@ def counting(classifier: Classifier) -> Iterator[Passes]:
         handle.remove()
 
 
-def _unusable(problem: str, given: object, allowed: str) -> InputError:
+def unusable(problem: str, given: object, allowed: str) -> InputError:
+    """What to raise of an attack that cannot be used."""
     return InputError(problem, given=given, allowed=allowed, fix="correct the attack, see docs/attacks.md")

@@ -10,13 +10,17 @@ from fractions import Fraction
 import numpy as np
 import torch
 
-from fragile_neurons.attacks.apply import Attack
+from fragile_neurons.attacks.apply import Attack, unusable
 from fragile_neurons.classifier import Classifier
-from fragile_neurons.errors import InputError
+from fragile_neurons.errors import FragileNeuronsError, InputError
+from fragile_neurons.own import describe
 
 
 def guarded(attack: Attack) -> Attack:
-    """The same attack, which gives the same images again and cannot do harm unnoticed."""
+    """The same attack, which gives the same images again and cannot do harm unnoticed.
+
+    What it raises becomes an InputError, but for a lack of memory.
+    """
 
     def guard(
         classifier: Classifier,
@@ -30,7 +34,12 @@ def guarded(attack: Attack) -> Attack:
         if not asked:
             return images.expand(len(epsilons), *images.shape).clone()
         with _seeded(generator), _unchanged(classifier):
-            found = attack(classifier, images, labels, asked, generator=generator)
+            try:
+                found = attack(classifier, images, labels, asked, generator=generator)
+            except (FragileNeuronsError, MemoryError, torch.OutOfMemoryError):
+                raise
+            except (Exception, SystemExit) as error:
+                raise unusable("the attack failed", describe(error), "one that returns images") from error
         if len(asked) == len(epsilons) or not isinstance(found, torch.Tensor) or len(found) != len(asked):
             return found
         rest = iter(found)

@@ -103,8 +103,6 @@ def ascend(
     epsilon: Fraction,
     *,
     steps: int,
-    step_size: float | None = None,
-    random_start: bool = True,
     generator: torch.Generator | None = None,
 ) -> torch.Tensor:
     """The last images of plain PGD, (n, channels, height, width): what adversarial training learns from.
@@ -112,8 +110,8 @@ def ascend(
     It climbs on where `pgd` stops at the first image that fools, which lies close to the boundary.
     """
     reach = ball(images, epsilon)
-    found = random_point(images, reach, generator) if random_start else images
-    for size in step_sizes(steps, step_size, decay=False):
+    found = random_point(images, reach, generator)
+    for size in step_sizes(steps, None, decay=False):
         _, sign = gradient_sign(classifier, found, labels)
         found = project(found + size * reach * sign, images, reach)
     return found
