@@ -14,7 +14,7 @@ import fragile_neurons as fn
 from fragile_neurons.attacks.fgsm import fgsm
 from fragile_neurons.folding import fold
 from fragile_neurons.hardening.gains import Gains
-from fragile_neurons.hardening.judge import judge, shrunk
+from fragile_neurons.hardening.judge import _refuse_other_gains, judge, shrunk
 from fragile_neurons.hardening.observe import ATTACKS
 from fragile_neurons.hardening.trials import HARDENED, ORIGINAL, TEMPERED, Trial, find_temperature
 from fragile_neurons.losses import margins
@@ -196,6 +196,20 @@ def test_what_cannot_be_judged_is_refused(mnist: tuple[fn.Classifier, fn.ImageDa
     gains = Gains.of_factors([site], [np.full(32, 0.5)])
     with pytest.raises(fn.InputError, match="not the gains of the hardened network"):
         judge(original, original, val=val, test=test, epsilon=0.1, gains=gains)
+
+
+def test_the_gains_of_a_network_left_in_training_mode_are_recognised(small_data: fn.ImageData) -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(), nn.Flatten(), nn.Linear(4 * 36, 3)
+    )
+    original, images = fn.Classifier(module).eval(), small_data[:8][0]
+    site = executed_layers(original, images)[0].site("conv")
+    gains = Gains.of_factors([site], [np.array([0.5, 1.0, 2.0, 1.0])])
+    hardened = fold(original, gains.changes, images)
+    _refuse_other_gains(original.train(), hardened.train(), gains, small_data)
+    with pytest.raises(fn.InputError, match="not the gains"):
+        _refuse_other_gains(original, original.duplicate(), gains, small_data)
 
 
 def test_a_control_is_as_weak_as_the_budget_asks(

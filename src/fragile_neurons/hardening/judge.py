@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import partial
@@ -37,7 +36,7 @@ from fragile_neurons.hardening.trials import (
     temper,
 )
 from fragile_neurons.hardening.verdict import BoolArray, Findings, Paired, Verdict, decide, left_over
-from fragile_neurons.norms import parse_epsilon, parse_epsilons
+from fragile_neurons.norms import Epsilon, Epsilons, parse_epsilon, parse_epsilons
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,8 +140,8 @@ def judge(
     *,
     val: ImageData,
     test: ImageData,
-    epsilon: str | float | Fraction,
-    epsilons: Sequence[str | float | Fraction] = (),
+    epsilon: Epsilon,
+    epsilons: Epsilons = (),
     gains: Gains | None = None,
     budget: float = 0.01,
     batch_size: int = 256,
@@ -192,9 +191,10 @@ def _refuse_unusable(epsilon: Fraction, budget: float) -> None:
 
 def _refuse_other_gains(original: Classifier, hardened: Classifier, gains: Gains, test: ImageData) -> None:
     images = test[:8][0].to(original.device)
-    with torch.no_grad(), evaluating(hardened):
-        folded, found = fold(original, gains.changes, images)(images), hardened(images)
-    if not torch.allclose(folded, found, rtol=0, atol=TOLERANCE * float(folded.abs().max())):
+    folded = fold(original, gains.changes, images)
+    with torch.no_grad(), evaluating(folded), evaluating(hardened):
+        expected, found = folded(images), hardened(images)
+    if not torch.allclose(expected, found, rtol=0, atol=TOLERANCE * float(expected.abs().max())):
         raise InputError(
             "these are not the gains of the hardened network",
             given="other logits with the gains in the original's weights",
