@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.backends import cudnn
 
 import fragile_neurons as fn
 from fragile_neurons.classifier import evaluating
@@ -39,6 +40,20 @@ def test_the_twin_computes_in_bfloat16_and_leaves_the_first_as_it_was(
     assert twin.sha256() != small_classifier.sha256()
     with pytest.raises(fn.InputError, match="bfloat16"):
         small_classifier.as_dtype("float16")
+
+
+def test_float32_is_float32_on_a_gpu_too(
+    small_classifier: fn.Classifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    handle = small_classifier.module.register_forward_hook(lambda *_: seen.append(cudnn.allow_tf32))
+    before = (cudnn.allow_tf32, cudnn.enabled, cudnn.benchmark, cudnn.deterministic)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    small_classifier(torch.rand(2, 1, 8, 8))
+    handle.remove()
+    assert seen == [False]
+    assert before == (cudnn.allow_tf32, cudnn.enabled, cudnn.benchmark, cudnn.deterministic)
+    assert before[0]  # torch rounds unless it is told not to
 
 
 @pytest.mark.parametrize("layer", ["conv1", "conv2"])

@@ -48,6 +48,23 @@ def test_layers_keep_their_names_and_weights_are_shared() -> None:
     assert Classifier(module, name="mine").name == "mine"
 
 
+def test_one_number_normalises_one_channel() -> None:
+    images = torch.rand(2, 1, 1, 1)
+    module = nn.Flatten()
+    assert torch.equal(Classifier(module, mean=0.1, std=0.3)(images), ((images - 0.1) / 0.3).flatten(1))
+
+
+@pytest.mark.parametrize("copied", [Classifier.duplicate, lambda one: one.as_dtype("bfloat16")])
+def test_a_copy_has_hooks_and_buffers_of_its_own(copied: Callable[[Classifier], Classifier]) -> None:
+    classifier, seen = Classifier(linear(), mean=[0.1, 0.2, 0.4], std=[0.5, 0.25, 0.2]), []
+    other = copied(classifier)
+    other.mean = None
+    other.register_forward_hook(lambda *_: seen.append(1))
+    assert classifier.mean is not None
+    classifier(torch.rand(2, 3, 1, 1))
+    assert not seen
+
+
 def test_a_module_without_weights_is_on_the_cpu() -> None:
     assert Classifier(nn.Flatten()).device == torch.device("cpu")
     assert Classifier(nn.Linear(2, 2)).device == torch.device("cpu")

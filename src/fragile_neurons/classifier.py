@@ -9,8 +9,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import nn
+from torch.backends import cudnn
 
 from fragile_neurons.errors import InputError, check_choice
 from fragile_neurons.foreign import logits_of, refuse_unusable, unwrap
@@ -41,8 +43,8 @@ class Classifier(nn.Module):
         self,
         module: nn.Module,
         *,
-        mean: Sequence[float] | None = None,
-        std: Sequence[float] | None = None,
+        mean: float | Sequence[float] | None = None,
+        std: float | Sequence[float] | None = None,
         name: str | None = None,
     ) -> None:
         super().__init__()
@@ -55,7 +57,9 @@ class Classifier(nn.Module):
             )
         module, self.unwrapped = unwrap(module)
         refuse_unusable(module)
-        mean, std = (None if side is None else [float(value) for value in side] for side in (mean, std))
+        mean, std = (
+            None if side is None else [float(value) for value in np.atleast_1d(side)] for side in (mean, std)
+        )
         if (mean is None) != (std is None) or (mean and std and len(mean) != len(std)):
             raise InputError(
                 "mean and std do not go together",
@@ -94,13 +98,13 @@ class Classifier(nn.Module):
         float32 again. Faster where the processor has it, and other numbers: never compare the two.
         """
         check_choice("dtype", dtype, DTYPES)
-        other = copy.copy(self)
+        other = self._like()
         other.dtype = dtype
         return other
 
     def duplicate(self) -> Classifier:
         """The same network with weights of its own; raises InputError where the module cannot be copied."""
-        other = copy.copy(self)
+        other = self._like()
         try:
             module = copy.deepcopy(self.module)
         except Exception as error:  # a module of somebody else's may hold anything
@@ -110,14 +114,26 @@ class Classifier(nn.Module):
                 allowed="a module that copy.deepcopy can copy",
                 fix="keep no tensors with a history in it, and no open files",
             ) from error
-        other._modules = {**self._modules, "module": module}
+        other.module = module
+        return other
+
+    def _like(self) -> Classifier:
+        """A classifier of the same module, with hooks and buffers of its own."""
+        other = copy.copy(self)
+        for name, value in vars(self).items():
+            if isinstance(value, dict):  # torch keeps hooks, buffers and modules in them
+                setattr(other, name, value.copy())
         return other
 
     def computing(self) -> AbstractContextManager[object]:
         """Inside the block operations compute in the classifier's dtype."""
-        if self.dtype == "float32":
+        if self.dtype != "float32":
+            return torch.autocast(self.device.type, torch.bfloat16)
+        if not torch.cuda.is_available():
             return nullcontext()
-        return torch.autocast(self.device.type, torch.bfloat16)
+        # by default a GPU rounds the inputs of float32 convolutions to 10 bits
+        kept = {"benchmark": cudnn.benchmark, "deterministic": cudnn.deterministic}
+        return cudnn.flags(enabled=cudnn.enabled, allow_tf32=False, **kept)
 
     def normalise(self, images: torch.Tensor) -> torch.Tensor:
         """What the module is given: its own copy in any case, since its first layer may work in place."""

@@ -69,8 +69,8 @@ def load_model(
     *,
     data: ForImages | None = None,
     weights: str | Path | None = None,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
+    mean: float | Sequence[float] | None = None,
+    std: float | Sequence[float] | None = None,
     device: str | torch.device = "cpu",
 ) -> Classifier:
     """A classifier by name: bundled, torchvision's, timm's, or a factory of one's own.
