@@ -12,6 +12,7 @@ import argparse
 import os
 import signal
 import statistics
+import sys
 import tempfile
 import threading
 import time
@@ -24,6 +25,9 @@ import numpy as np
 import torch
 import torchvision
 from bench import Cache, Row, machine, spread, table
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests/faults"))
+from on_ray import busy_workers
 
 import fragile_neurons as fn
 from fragile_neurons.runs.engines import open_engine
@@ -99,6 +103,7 @@ def measure_plan(spec: Spec) -> Row:
 def timed(opened: Callable[[], Any], engine: str, workers: int, *, kill: bool = False) -> Row:
     """The seconds of a run's units by an engine, its units, and its neurons.csv."""
     subject, marks = opened(), []
+    killed: list[str] = []
     with tempfile.TemporaryDirectory() as place, open_engine(engine, cores=workers) as units:
 
         def watched(subject: Any, ledger: Ledger) -> Any:
@@ -107,8 +112,10 @@ def timed(opened: Callable[[], Any], engine: str, workers: int, *, kill: bool = 
             marks.append(time.perf_counter())
 
         if kill:
-            threading.Timer(10, kill_worker).start()
+            threading.Timer(10, kill_worker, [killed]).start()
         run = run_subject(subject, output=Path(place) / "run", force=False, engine=watched, progress=silent)
+        if kill and not killed:
+            sys.exit("error: no worker was killed: the run was over, or none was at a unit after 10 s")
         with Ledger(run.folder) as ledger:
             plan = ledger.units()
             swept = [ledger.result(unit) for unit in plan if unit.kind in ("drops", "patches")]
@@ -120,15 +127,11 @@ def timed(opened: Callable[[], Any], engine: str, workers: int, *, kill: bool = 
         }
 
 
-def kill_worker() -> None:
-    for place in Path("/proc").glob("[0-9]*"):
-        try:
-            busy = (place / "cmdline").read_bytes().startswith(b"ray::_execute")
-        except OSError:
-            continue
-        if busy:
-            os.kill(int(place.name), signal.SIGKILL)
-            return
+def kill_worker(killed: list[str]) -> None:
+    """Kill one that is at a unit, and note which."""
+    for worker, unit in busy_workers()[:1]:
+        os.kill(worker, signal.SIGKILL)
+        killed.append(unit)
 
 
 WAYS = {
