@@ -26,7 +26,8 @@ import fragile_neurons as fn
 from fragile_neurons import Classifier, ImageData, InputError, IntegrityError, Run
 from fragile_neurons.cli import app
 from fragile_neurons.report.cells import cell
-from fragile_neurons.report.datasets import Dataset, attack_names, datasets
+from fragile_neurons.report.charts import figures
+from fragile_neurons.report.datasets import Dataset, attack_names, datasets, neuron_rows
 from fragile_neurons.report.figures import latex, write_figures
 from fragile_neurons.report.page import compared, embedded, page
 from fragile_neurons.report.pictures import PALETTE, pairs, png, sheets, signed
@@ -382,8 +383,10 @@ def test_a_cell_has_its_unit(value: Any, column: str, text: str) -> None:
 
 def test_two_attacks_of_one_name_stay_apart() -> None:
     paths = ["/one/my.py:f", "/two/my.py:f", "/two/my.py:g", "pgd"]
-    found = {"robust_accuracy": [{"attack": path} for path in paths]}
+    found: dict[str, Any] = {"robust_accuracy": [{"attack": path} for path in paths], "hardening": None}
     assert list(attack_names(found).values()) == ["/one/my.py:f", "/two/my.py:f", "my.py:g", "PGD"]
+    judged = attack_names({"robust_accuracy": [{"attack": "pgd"}], "hardening": {"rule": "learned"}})
+    assert judged == {"pgd": "PGD on both losses"}  # another attack than PGD of `evaluate`
 
 
 def test_a_dataset_shows_one_page(run: Run) -> None:
@@ -417,6 +420,26 @@ def test_a_chart_of_a_result(small_classifier: Classifier, small_data: ImageData
         assert fn.chart(drop, layer="conv2", epsilon=epsilon).to_dict() == drawn.to_dict()
     with pytest.raises(InputError, match="no chart of this alone"):
         fn.chart(fn.cumulative(small_classifier, small_data))  # type: ignore[arg-type]
+
+
+def test_a_chart_without_a_number_is_refused_and_one_measure_of_two_is_drawn(
+    small_classifier: Classifier, small_data: ImageData
+) -> None:
+    for nothing in ([], ["0"]):
+        with pytest.raises(InputError, match="there is nothing to draw"):
+            fn.chart(fn.targeting(small_classifier, small_data, epsilons=nothing))
+    patched = fn.patching(small_classifier, small_data, epsilons=["0.1"])
+    table = patched.to_table().to_pylist()
+    assert any(row["inject"] for row in table)
+    rows = neuron_rows([{**row, "rescue": None} for row in table], ["0.1"])
+    (drawn,) = [
+        figure
+        for name, figure in figures({"neurons": Dataset("Neurons", rows, ("layer", "epsilon"))}).items()
+        if name == "patching"
+    ]
+    text = json.dumps(drawn.drawn(rows))
+    assert "inject:Q" in text or '"inject"' in text
+    assert '"title": "rescue"' not in text
 
 
 def test_a_chart_says_what_its_verdicts_were_reached_by(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from fractions import Fraction
 from functools import cache
 from typing import Any, get_args
 
@@ -16,7 +15,7 @@ from fragile_neurons.analysis.targeting import Targeting
 from fragile_neurons.analysis.verdicts import Rule
 from fragile_neurons.errors import InputError
 from fragile_neurons.hardening.trials import HARDENED, ORIGINAL, SHUFFLED
-from fragile_neurons.norms import format_epsilon, parse_epsilon
+from fragile_neurons.norms import Epsilon, format_epsilon, parse_epsilon
 from fragile_neurons.report.datasets import Dataset, named, neuron_rows
 from fragile_neurons.report.drawing import (
     CHOSEN,
@@ -226,13 +225,11 @@ def _controls() -> Figure:
 Result = Dropout | Targeting | Patching | RobustAccuracy
 
 
-def chart(
-    result: Result, *, layer: str | None = None, epsilon: str | float | Fraction | None = None
-) -> alt.TopLevelMixin:
+def chart(result: Result, *, layer: str | None = None, epsilon: Epsilon | None = None) -> alt.TopLevelMixin:
     """The chart of a result, for a notebook or `.save("x.svg")`.
 
     layer, epsilon: of a result that has several; by default the first layer and the largest epsilon.
-    Raises InputError for another result, and where it has no such layer or epsilon.
+    Raises InputError for another result, and where it has no such layer or epsilon, or no number at all.
     """
     if not isinstance(result, Result):
         raise InputError(
@@ -259,9 +256,17 @@ def chart(
                 fix="choose layer and epsilon of the result",
             )
     if isinstance(result, Dropout):
-        figure = figures(made, rule=result.rule, transfer=result.mode == "transfer")[name]
+        found = figures(made, rule=result.rule, transfer=result.mode == "transfer")
     else:
-        figure = figures(made)[name]
+        found = figures(made)
+    if name not in found:
+        raise InputError(
+            "there is nothing to draw",
+            given=f"{type(result).__name__} without a number",
+            allowed="targeting at an epsilon above 0; patching where images are fooled",
+            fix="choose larger epsilons, or look at the table: .to_table()",
+        )
+    figure = found[name]
     drawn: alt.TopLevelMixin = alt.Chart.from_dict(figure.drawn(made[figure.dataset].rows))
     return drawn
 

@@ -17,6 +17,7 @@ Row = dict[str, Any]
 MOST_CLASSES = 50  # in a chart with a row for each
 DIGITS = 6  # significant ones; the run's own files have all
 NAMES = {"fgsm": "FGSM", "pgd": "PGD", "pgd-margin": "PGD on the margin", "autoattack": "AutoAttack"}
+JUDGED = {"pgd": "PGD on both losses"}  # in `evaluate` it climbs the cross-entropy alone
 NEURON_COLUMNS = (
     "clean_drop", "clean_low", "clean_high", "clean_lost", "clean_gained", "clean_q", "clean_verdict",
     "adv_drop", "adv_low", "adv_high", "adv_lost", "adv_gained", "adv_q", "adv_verdict", "transfer_drop",
@@ -76,7 +77,7 @@ def accuracy_rows(run: Run) -> list[Row]:
     hardening = found["hardening"]
     for one in hardening["accuracies"] if hardening else ():
         if one["network"] == one["made_on"] == HARDENED and one["attack"] in ("clean", "fgsm", "pgd"):
-            for attack in attacks if one["attack"] == "clean" else (named(one["attack"]),):
+            for attack in attacks if one["attack"] == "clean" else (names[one["attack"]],):
                 rows.append(_measured(one, network=HARDENED, attack=attack, epsilon=one["epsilon"]))
     return [{**row, "budget": number(row["epsilon"])} for row in rows]
 
@@ -100,7 +101,9 @@ def named(attack: str) -> str:
 
 def attack_names(found: Row) -> dict[str, str]:
     """The attacks of a run in words; in full where two would have one name."""
-    short = {row["attack"]: named(row["attack"]) for row in found["robust_accuracy"]}
+    judged = JUDGED if found["hardening"] else {}
+    attacks = [row["attack"] for row in found["robust_accuracy"]]
+    short = {attack: judged.get(attack, named(attack)) for attack in attacks}
     counts = Counter(short.values())
     return {attack: name if counts[name] == 1 else attack for attack, name in short.items()}
 

@@ -44,8 +44,8 @@ def neuron_figures(made: Dataset, rule: Rule, *, transfer: bool) -> list[tuple[s
     if "share" in columns:
         drawn.append(("targeting", _targeting()))
         drawn.append(("relation", _relation(excess="excess" in columns)))
-    if "rescue" in columns:
-        drawn.append(("patching", _patching()))
+    if patched := tuple(name for name in PATCHED if name in columns):
+        drawn.append(("patching", _patching(patched)))
     return drawn
 
 
@@ -145,17 +145,20 @@ def by_class_figure() -> Figure:
     )
 
 
+PATCHED = {"rescue": GREEN, "inject": VERMILION}
+
+
 @cache
-def _patching() -> Figure:
-    def panel(name: str, colour: str, title: str) -> Panel:
+def _patching(names: tuple[str, ...]) -> Figure:
+    def panel(name: str) -> Panel:
         base = rows_of("neurons").encode(x=_along("share_rank"))
-        points = base.mark_point(filled=True, size=46, color=colour, cursor="pointer").encode(
-            y=alt.Y(f"{name}:Q", title=title, axis=alt.Axis(format=".1%")),
+        points = base.mark_point(filled=True, size=46, color=PATCHED[name], cursor="pointer").encode(
+            y=alt.Y(f"{name}:Q", title=name, axis=alt.Axis(format=".1%")),
             opacity=alt.condition(f"chosen === '' || {CHOSEN}", alt.value(1), alt.value(0.3)),
             tooltip=["neuron:N", *percents(name, f"{name}_low", f"{name}_high")],
         )
         intervals = base.mark_rule(color=GREY).encode(y=f"{name}_low:Q", y2=f"{name}_high:Q")
-        return alt.layer(intervals, points).properties(width=WIDTH, height=HEIGHT - 60, title=title)
+        return alt.layer(intervals, points).properties(width=WIDTH, height=HEIGHT - 60, title=name)
 
     return Figure(
         "Which neurons carry the attack",
@@ -163,7 +166,7 @@ def _patching() -> Figure:
         "of those right, those broken when it alone gets its attacked map. 95 % intervals; neurons in "
         "order of share.",
         "neurons",
-        alt.vconcat(panel("rescue", GREEN, "rescue"), panel("inject", VERMILION, "inject")),
+        alt.vconcat(*map(panel, names)),
     )
 
 
