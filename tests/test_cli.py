@@ -20,6 +20,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -691,6 +692,14 @@ def test_layers_lists_what_can_be_chosen_and_what_cannot(command: Command) -> No
     assert named["fc1"][:4] == ["Linear", "128", "a number", "conv, act"]
     assert " ".join(row[5] for row in rows).split() == ["yields", "the", "logits:", "never", "a", "target"]
     assert list(named) == ["conv1", "conv2", "fc1", "fc2"]
+
+
+def test_the_layers_of_an_architecture_need_no_weights(command: Command, tmp_path: Path) -> None:
+    np.savez(tmp_path / "some.npz", images=np.zeros((4, 3, 32, 32), np.uint8), labels=np.arange(4))
+    for name in ("resnet20", "resnet18"):
+        outcome = command("layers", "--model", name, "--data", f"npz:{tmp_path / 'some.npz'}")
+        assert outcome.code == 0, outcome.err
+        assert "conv1" in outcome.out
 
 
 def test_models_lists_every_bundled_network_with_its_accuracies(command: Command) -> None:

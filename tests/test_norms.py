@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fragile_neurons import InputError
-from fragile_neurons.norms import format_epsilon, parse_epsilon, parse_epsilons, perturb, project
+from fragile_neurons.norms import Epsilons, format_epsilon, parse_epsilon, parse_epsilons, perturb, project
 
 FLOAT32_STEP = 2.0**-24  # half the gap between float32 numbers just below 1
 
@@ -76,6 +76,17 @@ def test_only_a_value_that_may_be_in_255ths_gets_that_hint() -> None:
 
 def test_a_grid_is_sorted() -> None:
     assert parse_epsilons(["0.2", 0, "8/255"]) == (Fraction(0), Fraction(8, 255), Fraction(1, 5))
+
+
+@pytest.mark.parametrize("given", ["0.1", 0.1, Fraction(1, 10), np.float64(0.1), ["0.1"], (0.1,)])
+def test_a_grid_may_be_one_budget(given: Epsilons) -> None:
+    assert parse_epsilons(given) == (Fraction(1, 10),)
+
+
+def test_a_text_with_commas_is_a_grid() -> None:
+    assert parse_epsilons("0.2, 8/255") == (Fraction(8, 255), Fraction(1, 5))
+    with pytest.raises(InputError, match="an empty text"):
+        parse_epsilons("0.2,,0.3")
 
 
 def test_an_empty_grid_is_a_clean_run() -> None:

@@ -26,6 +26,7 @@ from fragile_neurons import (
     IncompleteError,
     InputError,
     analyze,
+    evaluate,
     open_run,
 )
 from fragile_neurons.analysis.selection import select
@@ -551,6 +552,21 @@ def test_the_model_is_bit_identical_after_an_exception_in_the_middle(
     assert state_of(small_classifier) == before
     assert torch.get_num_threads() == threads
     handle.remove()
+
+
+def test_one_thread_asked_for_in_python_is_what_the_run_takes(
+    small_classifier: Classifier, small_data: ImageData, tmp_path: Path
+) -> None:
+    seen = set()
+    handle = small_classifier.register_forward_hook(lambda *_: seen.add(torch.get_num_threads()))
+    options: dict[str, Any] = {"epsilons": EPSILON, "threads": 1, "batch_size": BATCH}
+    run = analyze(small_classifier, small_data, output=tmp_path / "analyze", neurons=2, **options)
+    assert (run.spec.threads, run.neurons.num_rows, seen) == (1, 2, {1})
+    run = evaluate(small_classifier, small_data, output=tmp_path / "evaluate", attacks="fgsm", **options)
+    assert (run.spec.threads, run.summary["spec"]["attacks"], seen) == (1, ["fgsm"], {1})
+    handle.remove()
+    with pytest.raises(InputError, match="threads"):
+        analyze(small_classifier, small_data, epsilons=[], threads=0)
 
 
 def test_the_arguments_are_left_alone(

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Sequence
 from fractions import Fraction
 from itertools import pairwise
+from numbers import Real
 
 import torch
 
 from fragile_neurons.errors import InputError
 
+Epsilon = str | float | Fraction
+"""A budget in pixel units of [0, 1]: "8/255", "0.1" or 0.1."""
+
+Epsilons = Epsilon | Sequence[Epsilon]
+"""A grid of budgets: several, one, or a text with commas."""
+
 SMALLEST = 2.0**-24
 LONG_EXPONENT = re.compile(r"[eE][+-]?\d{4}")
 
 
-def parse_epsilon(value: str | float | Fraction) -> Fraction:
+def parse_epsilon(value: Epsilon) -> Fraction:
     """The exact budget that a user wrote: "8/255", "0.1" or 0.1, in pixel units of [0, 1]."""
     try:
         if LONG_EXPONENT.search(str(value)):  # Fraction would write all its digits out
@@ -39,8 +46,15 @@ def parse_epsilon(value: str | float | Fraction) -> Fraction:
     return epsilon
 
 
-def parse_epsilons(values: Iterable[str | float | Fraction]) -> tuple[Fraction, ...]:
-    """A grid of budgets, ascending; refused are a budget given twice and one that no pixel can show."""
+def parse_epsilons(values: Epsilons) -> tuple[Fraction, ...]:
+    """A grid of budgets, ascending, from one or several, or a text with commas.
+
+    Raises InputError for what is no number in [0, 1], a budget given twice and one that no pixel can show.
+    """
+    if isinstance(values, str):
+        values = values.split(",") if values.strip() else ()
+    elif isinstance(values, float | Fraction | Real):
+        values = (values,)
     epsilons = sorted(parse_epsilon(value) for value in values)
     for epsilon in epsilons:
         if 0 < epsilon < SMALLEST:

@@ -59,7 +59,6 @@ def split_half_correlations(
     splits: int = 20,
     permutations: int = 9_999,
     resamples: int = 999,
-    confidence: float = 0.95,
 ) -> list[Correlation]:
     """Correlate pairs of measures over neurons, x from one half of the images and y from the other.
 
@@ -75,14 +74,14 @@ def split_half_correlations(
     A neuron is left out of a pair if x or y is not finite on all images or on one of the halves. With fewer
     than 3 neurons or 2 groups, or a measure constant in a half, the pair is undefined.
 
-    The interval is for the mean of that average over new data sets of the same size, on this network: not for
-    a correlation without noise. It is Fisher z plus or minus normal quantiles of a bootstrap standard error.
-    One multinomial vector of the groups' weights serves all splits: no image sits in both halves, and the
-    splits share their noise. A plain resample adds the noise of the images a second time: z* is attenuated
-    (basic and percentile intervals are off centre) and varies too little, as rho is a ratio. Resamples of
-    four times as many draws add a quarter of the noise; their standard deviation counts double (m-out-of-n
-    bootstrap). A resample with a constant or non-finite measure is dropped; no interval if that befalls
-    more than half.
+    The 95 % interval is for the mean of that average over new data sets of the same size, on this network:
+    not for a correlation without noise. It is Fisher z plus or minus normal quantiles of a bootstrap standard
+    error. One multinomial vector of the groups' weights serves all splits: no image sits in both halves, and
+    the splits share their noise. A plain resample adds the noise of the images a second time: z* is
+    attenuated (basic and percentile intervals are off centre) and varies too little, as rho is a ratio.
+    Resamples of four times as many draws add a quarter of the noise; their standard deviation counts double
+    (m-out-of-n bootstrap). A resample with a constant or non-finite measure is dropped; no interval if that
+    befalls more than half.
 
     Raises ValueError for covariates that are not finite or not one row per neuron.
     """
@@ -115,7 +114,7 @@ def split_half_correlations(
         z, p = _permutation_p(x, y, np.full((n, 1), n**-0.5), orders[n])
         columns = np.column_stack([np.ones(n), stats.rankdata(covariates[tasks[i][2]], axis=0)])
         partial_z, partial_p = _permutation_p(x, y, linalg.orth(columns), orders[n])
-        low, high = _interval(z, z_resampled, n, confidence)
+        low, high = _interval(z, z_resampled, n)
         reliability_x, reliability_y = (_rho(_fisher_z(_dots(*side), n).mean(), n) for side in (x, y))
         reliable = min(reliability_x, reliability_y) >= MIN_RELIABILITY
         spearman = _rho(z, n)
@@ -205,11 +204,11 @@ def _bootstrap(
     return total
 
 
-def _interval(z: float, resampled: FloatArray, n: int, confidence: float) -> tuple[float, float]:
+def _interval(z: float, resampled: FloatArray, n: int) -> tuple[float, float]:
     usable = resampled[np.isfinite(resampled)]
     if usable.size < max(2, resampled.size / 2):
         return math.nan, math.nan
-    half_width = stats.norm.ppf((1 + confidence) / 2) * math.sqrt(OVERSAMPLING) * usable.std(ddof=1)
+    half_width = stats.norm.ppf(0.975) * math.sqrt(OVERSAMPLING) * usable.std(ddof=1)
     return max(_rho(z - half_width, n), -1.0), min(_rho(z + half_width, n), 1.0)
 
 

@@ -9,11 +9,12 @@ from scipy import optimize, stats
 FloatArray = npt.NDArray[np.float64]
 BoolArray = npt.NDArray[np.bool_]
 
+CONFIDENCE = 0.95
 FEWEST_FLIPS = 20  # in a sample, for a normal approximation
 SMALLEST_LOG_P, LARGEST_LOG_P = -60.0, -1e-9
 
 
-def wilson(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
+def wilson(successes: int, n: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
     """Wilson's score interval of a proportion."""
     interval = stats.binomtest(successes, n).proportion_ci(confidence_level=confidence, method="wilson")
     return float(interval.low), float(interval.high)
@@ -24,7 +25,7 @@ def mcnemar(lost: int, gained: int) -> float:
     return float(stats.binomtest(lost, lost + gained).pvalue) if lost + gained else 1.0
 
 
-def tango(lost: int, gained: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
+def tango(lost: int, gained: int, n: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
     """Score interval of (lost - gained) / n, paired proportions; not empty when nothing flips.
 
     Raises ValueError if n < 1 or lost + gained > n.
@@ -53,9 +54,9 @@ def _tango_lower(lost: int, gained: int, n: int, z: float) -> float:
 
 
 def sampled_difference(
-    lost: FloatArray, gained: FloatArray, n: int, heaviest: float, confidence: float = 0.95
+    lost: FloatArray, gained: FloatArray, n: int, heaviest: float
 ) -> tuple[float, float, float]:
-    """p, and the interval of (lost - gained) / n, from the weights of those that a sample has met.
+    """p, and the 95 % interval of (lost - gained) / n, from the weights of those that a sample has met.
 
     The images vary and the sample does: each weight, one over a probability, stands for a flip and for those
     not drawn. From 20 flips on a z-test; below it bounds that hold for few, those of weighted Poisson counts
@@ -66,7 +67,7 @@ def sampled_difference(
     if met >= FEWEST_FLIPS:
         variance = float((lost**2).sum() + (gained**2).sum()) - total**2 / n
         error = math.sqrt(max(variance, 0.0))
-        half = float(stats.norm.ppf((1 + confidence) / 2)) * error
+        half = float(stats.norm.ppf((1 + CONFIDENCE) / 2)) * error
         p = float(2 * stats.norm.sf(abs(total) / error)) if error else 1.0
         return p, (total - half) / n, (total + half) / n
 
@@ -80,7 +81,7 @@ def sampled_difference(
         low, high = bounds(math.exp(log_alpha))
         return low if total > 0 else -high
 
-    p, (low, high) = 1.0, bounds(1 - confidence)
+    p, (low, high) = 1.0, bounds(1 - CONFIDENCE)
     if total and away(LARGEST_LOG_P) > 0:
         p = (
             math.exp(optimize.brentq(away, SMALLEST_LOG_P, LARGEST_LOG_P))

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from fractions import Fraction
 from functools import partial
 from pathlib import Path
 
 from fragile_neurons import own
+from fragile_neurons.analysis.selection import Neurons, neurons_text
 from fragile_neurons.analysis.verdicts import Rule
 from fragile_neurons.attacks.catalogue import missing_extra
 from fragile_neurons.classifier import Classifier
 from fragile_neurons.data.images import ImageData
 from fragile_neurons.evidence import conditions
 from fragile_neurons.locks import alone
-from fragile_neurons.norms import format_epsilon, parse_epsilon, parse_epsilons
+from fragile_neurons.norms import Epsilon, Epsilons, format_epsilon, parse_epsilon, parse_epsilons
 from fragile_neurons.report.page import write_page
 from fragile_neurons.report.tables import write_markdown
 from fragile_neurons.runs.analyzed import collect_analysis
@@ -58,27 +58,37 @@ def analyze(
     *,
     output: str | Path | None = None,
     layer: str = "first",
-    neurons: str | Sequence[str] = "all",
+    neurons: Neurons = "all",
     site: str = "conv",
     replace: str = "zero",
-    epsilons: Sequence[str | float | Fraction],
+    epsilons: Epsilons,
     mode: str = "adaptive",
     sweep: str = "auto",
     standard_error: float = STANDARD_ERROR,
     verdict_rule: str = "tested",
     tolerance: float = 0.01,
     batch_size: int = 256,
+    threads: int | None = None,
     seed: int = 0,
     force: bool = False,
     engine: Engine = run_units,
     progress: Progress = silent,
 ) -> Run:
-    """Dropout, targeting and their correlation, into a run folder (default runs/<name>); resumes there."""
+    """Dropout, targeting and their correlation, into a run folder (default runs/<name>); resumes there.
+
+    layer: `first`, `all` or names with commas. neurons: `all`, so many of each layer, or names such as
+    conv1:3. site: conv, norm or act. replace: zero or mean. epsilons: in pixels of [0, 1], () for clean only.
+    mode: adaptive (each network without a neuron is attacked anew) or transfer. sweep: auto, exact, reference
+    or sampled, whose estimates have `standard_error`, a fraction. verdict_rule: tested, with its tolerance, a
+    fraction, or below-mean. threads: cores of each process, by default all, up to 8.
+    Raises InputError where an option, the network or the images cannot be used, IncompleteError where units
+    of work failed; what is finished is kept.
+    """
     Rule(verdict_rule, tolerance)
     spec = make_spec(
-        **_subject_options(classifier, data),
+        **_subject_options(classifier, data, threads),
         layer=layer,
-        neurons=neurons if isinstance(neurons, str) else ",".join(neurons),
+        neurons=neurons_text(neurons),
         site=site,
         replace=replace,
         epsilons=[format_epsilon(epsilon) for epsilon in parse_epsilons(epsilons)],
@@ -99,20 +109,24 @@ def evaluate(
     data: ImageData,
     *,
     output: str | Path | None = None,
-    attacks: Sequence[str] = ("fgsm", "pgd", "pgd-strong"),
-    epsilons: Sequence[str | float | Fraction],
+    attacks: str | Sequence[str] = ("fgsm", "pgd", "pgd-strong"),
+    epsilons: Epsilons,
     batch_size: int = 256,
+    threads: int | None = None,
     seed: int = 0,
     force: bool = False,
     engine: Engine = run_units,
     progress: Progress = silent,
 ) -> Run:
-    """Accuracy under each attack and in the worst case, with its checks, into a run folder; resumes there."""
+    """Accuracy under each attack and in the worst case, with its checks, into a run folder; resumes there.
+
+    attacks: by name, or of your own, path/file.py:function. Otherwise as analyze, in what it raises, too.
+    """
     spec = make_spec(
         command="evaluate",
-        attacks=[own.absolute(name) for name in attacks],
+        attacks=[own.absolute(name) for name in ([attacks] if isinstance(attacks, str) else attacks)],
         epsilons=[format_epsilon(epsilon) for epsilon in parse_epsilons(epsilons)],
-        **_subject_options(classifier, data),
+        **_subject_options(classifier, data, threads),
         batch_size=batch_size,
         seed=seed,
     )
@@ -126,8 +140,8 @@ def harden(
     val: ImageData,
     test: ImageData,
     train: ImageData | None = None,
-    epsilon: str | float | Fraction,
-    epsilons: Sequence[str | float | Fraction] = (),
+    epsilon: Epsilon,
+    epsilons: Epsilons = (),
     output: str | Path | None = None,
     rule: str = "learned",
     layer: str = "all",
@@ -141,6 +155,7 @@ def harden(
     keep_energy: bool = False,
     tolerance: float = 0.01,
     batch_size: int = 256,
+    threads: int | None = None,
     seed: int = 0,
     force: bool = False,
     engine: Engine = run_units,
@@ -156,7 +171,7 @@ def harden(
         rule=rule,
         epsilon=format_epsilon(parse_epsilon(epsilon)),
         epsilons=[format_epsilon(one) for one in parse_epsilons(epsilons)],
-        **_subject_options(classifier, test),
+        **_subject_options(classifier, test, threads),
         layer=layer,
         site=site,
         budget=budget,
@@ -175,8 +190,9 @@ def harden(
     return run_subject(subject, output=output, force=force, engine=engine, progress=progress)
 
 
-def _subject_options(classifier: Classifier, data: ImageData) -> dict[str, object]:
+def _subject_options(classifier: Classifier, data: ImageData, threads: int | None) -> dict[str, object]:
     return {
+        **({} if threads is None else {"threads": threads}),
         "model": classifier.name,
         "mean": None if classifier.mean is None else classifier.mean.flatten().tolist(),
         "std": None if classifier.std is None else classifier.std.flatten().tolist(),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -15,7 +14,7 @@ import pyarrow as pa
 from fragile_neurons.analysis.disturbance import Disturbances, observe_disturbances
 from fragile_neurons.analysis.dropout import Dropout, observe_drops, summarise_dropout
 from fragile_neurons.analysis.predictions import Predictions, observe_predictions
-from fragile_neurons.analysis.selection import Selection, select
+from fragile_neurons.analysis.selection import Neurons, Selection, select
 from fragile_neurons.analysis.targeting import (
     Targeting,
     excess,
@@ -27,7 +26,7 @@ from fragile_neurons.analysis.verdicts import Rule
 from fragile_neurons.classifier import Classifier
 from fragile_neurons.data.images import ImageData
 from fragile_neurons.neurons import Layer
-from fragile_neurons.norms import parse_epsilons
+from fragile_neurons.norms import Epsilons, parse_epsilons
 from fragile_neurons.seeds import derive_seed
 from fragile_neurons.split_half import Correlation, Measure, split_half_correlations
 from fragile_neurons.stats import benjamini_hochberg, holm, top_k_precision
@@ -201,10 +200,10 @@ def correlate(
     data: ImageData,
     *,
     layer: str = "first",
-    neurons: str | Sequence[str] = "all",
+    neurons: Neurons = "all",
     site: str = "conv",
     replace: str = "zero",
-    epsilons: Sequence[str | float | Fraction],
+    epsilons: Epsilons,
     mode: str = "adaptive",
     sweep: str = "auto",
     standard_error: float = STANDARD_ERROR,

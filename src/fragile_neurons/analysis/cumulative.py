@@ -16,7 +16,7 @@ import torch
 from fragile_neurons.analysis.disturbance import Disturbances, observe_disturbances
 from fragile_neurons.analysis.dropout import MODES, REPLACEMENTS, observe_drops, replacements
 from fragile_neurons.analysis.predictions import Predictions, observe_predictions
-from fragile_neurons.analysis.selection import select
+from fragile_neurons.analysis.selection import Neurons, select
 from fragile_neurons.analysis.targeting import image_shares
 from fragile_neurons.attacks.fgsm import fgsm
 from fragile_neurons.classifier import Classifier, evaluating
@@ -25,7 +25,7 @@ from fragile_neurons.data.images import ImageData
 from fragile_neurons.errors import check_choice
 from fragile_neurons.interventions import drop, intervening
 from fragile_neurons.neurons import Layer, Site
-from fragile_neurons.norms import parse_epsilons
+from fragile_neurons.norms import Epsilons, parse_epsilons
 from fragile_neurons.seeds import numpy_generator
 from fragile_neurons.stats import wilson
 from fragile_neurons.sweeps.baseline import measure_baseline
@@ -235,10 +235,10 @@ def cumulative(
     data: ImageData,
     *,
     layer: str = "first",
-    neurons: str | Sequence[str] = "all",
+    neurons: Neurons = "all",
     site: str = "conv",
     replace: str = "zero",
-    epsilons: Sequence[str | float | Fraction] = (),
+    epsilons: Epsilons = (),
     mode: str = "adaptive",
     sweep: str = "auto",
     batch_size: int = 256,

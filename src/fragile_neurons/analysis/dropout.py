@@ -13,7 +13,7 @@ import pyarrow as pa
 import torch
 
 from fragile_neurons.analysis.predictions import Predictions, observe_predictions
-from fragile_neurons.analysis.selection import Selection, neuron_table, select
+from fragile_neurons.analysis.selection import Neurons, Selection, neuron_table, select
 from fragile_neurons.analysis.staging import observe_in_stages, pilot_stop, top_neurons
 from fragile_neurons.analysis.verdicts import Drops, Rule, judge_adversarial, judge_clean
 from fragile_neurons.classifier import Classifier, evaluating
@@ -22,7 +22,7 @@ from fragile_neurons.data.images import ImageData
 from fragile_neurons.errors import check_choice
 from fragile_neurons.interventions import record_maps
 from fragile_neurons.neurons import Layer, Neuron, Site
-from fragile_neurons.norms import parse_epsilons
+from fragile_neurons.norms import Epsilons, parse_epsilons
 from fragile_neurons.sweeps.choice import choose_way
 from fragile_neurons.sweeps.observed import Dropped
 from fragile_neurons.sweeps.sampling import STANDARD_ERROR, Design, Sample
@@ -219,10 +219,10 @@ def dropout(
     data: ImageData,
     *,
     layer: str = "first",
-    neurons: str | Sequence[str] = "all",
+    neurons: Neurons = "all",
     site: str = "conv",
     replace: str = "zero",
-    epsilons: Sequence[str | float | Fraction] = (),
+    epsilons: Epsilons = (),
     mode: str = "adaptive",
     verdict_rule: str = "tested",
     tolerance: float = 0.01,

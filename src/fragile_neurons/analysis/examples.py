@@ -47,8 +47,8 @@ def observe_examples(
     """The contents of examples.npz.
 
     index, label, epsilon (n,), images (n, c, h, w) uint8, perturbation the same in 127ths of epsilon, int8: a
-    sample of every class, fooled, resisted and wrong clean by turns, each at the smallest epsilon that fools
-    it, or the largest.
+    sample of all classes in their own proportions, fooled, resisted and wrong clean by turns, each at the
+    smallest epsilon that fools it, or the largest.
     clean_top, adversarial_top (n, 3) classes and *_probability. By layer, for the chosen channels:
     kernels/LAYER (channels, 1 or 3, h, w), maps/LAYER (m, clean and adversarial, channels, h, w) of the first
     m images: int8 in 127ths of kernel_scale/LAYER, map_scale/LAYER (channels,). patches/LAYER (channels,

@@ -13,12 +13,12 @@ import pyarrow as pa
 
 from fragile_neurons.analysis.dropout import open_sweeps
 from fragile_neurons.analysis.predictions import Predictions, observe_predictions
-from fragile_neurons.analysis.selection import Selection, neuron_table, select
+from fragile_neurons.analysis.selection import Neurons, Selection, neuron_table, select
 from fragile_neurons.analysis.staging import observe_in_stages, pilot_stop
 from fragile_neurons.classifier import Classifier, evaluating
 from fragile_neurons.data.images import ImageData
 from fragile_neurons.neurons import Neuron
-from fragile_neurons.norms import parse_epsilons
+from fragile_neurons.norms import Epsilons, parse_epsilons
 from fragile_neurons.stats import sampled_difference, wilson
 from fragile_neurons.sweeps.choice import choose_way
 from fragile_neurons.sweeps.observed import Patched
@@ -107,9 +107,9 @@ def patching(
     data: ImageData,
     *,
     layer: str = "first",
-    neurons: str | Sequence[str] = "all",
+    neurons: Neurons = "all",
     site: str = "conv",
-    epsilons: Sequence[str | float | Fraction],
+    epsilons: Epsilons,
     sweep: str = "auto",
     standard_error: float = STANDARD_ERROR,
     batch_size: int = 256,

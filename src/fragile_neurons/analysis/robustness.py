@@ -19,7 +19,7 @@ from fragile_neurons.classifier import Classifier, evaluating
 from fragile_neurons.data.batches import batches
 from fragile_neurons.data.images import ImageData
 from fragile_neurons.errors import InputError
-from fragile_neurons.norms import parse_epsilons
+from fragile_neurons.norms import Epsilons, parse_epsilons
 from fragile_neurons.seeds import torch_generator
 from fragile_neurons.stats import wilson
 
@@ -168,7 +168,7 @@ def robust_accuracy(
     data: ImageData,
     *,
     attack: str = "fgsm",
-    epsilons: Sequence[str | float | Fraction],
+    epsilons: Epsilons,
     batch_size: int = 256,
     seed: int = 0,
 ) -> RobustAccuracy:
@@ -177,7 +177,7 @@ def robust_accuracy(
     if not grid:
         raise InputError(
             "there is no epsilon",
-            given=list(epsilons),
+            given=repr(epsilons),
             allowed="at least one; 0 is clean",
             fix="e.g. [0, 0.1]",
         )

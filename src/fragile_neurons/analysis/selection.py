@@ -19,6 +19,9 @@ from fragile_neurons.errors import InputError
 from fragile_neurons.neurons import Layer, Neuron, Site, executed_layers, select_layers, select_neurons
 from fragile_neurons.probe import PROBE_IMAGES, Check, probe
 
+Neurons = str | int | Sequence[str]
+"""`all`, so many of each layer (drawn by the seed), or names such as conv1:3."""
+
 
 @dataclass(frozen=True)
 class Selection:
@@ -78,7 +81,7 @@ def select(
     data: ImageData,
     *,
     layer: str = "first",
-    neurons: str | Sequence[str] = "all",
+    neurons: Neurons = "all",
     site: str = "conv",
     seed: int = 0,
 ) -> Selection:
@@ -87,8 +90,13 @@ def select(
     layers = select_layers(classifier, executed_layers(classifier, batch.images), layer)
     for one in layers:
         one.site(site)
-    chosen = select_neurons(layers, neurons if isinstance(neurons, str) else ",".join(neurons), seed)
+    chosen = select_neurons(layers, neurons_text(neurons), seed)
     return Selection(layers, chosen, site, batch.images, checks).of_neurons(range(len(chosen)))
+
+
+def neurons_text(neurons: Neurons) -> str:
+    """As the option of the command has it."""
+    return str(neurons) if isinstance(neurons, str | int) else ",".join(neurons)
 
 
 def neuron_table(

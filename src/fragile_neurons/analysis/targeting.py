@@ -14,11 +14,11 @@ import torch
 
 from fragile_neurons.analysis.disturbance import Disturbances, observe_disturbances
 from fragile_neurons.analysis.predictions import Predictions, observe_predictions
-from fragile_neurons.analysis.selection import Selection, neuron_table, select
+from fragile_neurons.analysis.selection import Neurons, Selection, neuron_table, select
 from fragile_neurons.classifier import Classifier
 from fragile_neurons.data.images import ImageData
 from fragile_neurons.neurons import Layer, Neuron
-from fragile_neurons.norms import parse_epsilons
+from fragile_neurons.norms import Epsilons, parse_epsilons
 
 GROUPED = ("share", "wins", "images")
 SMALLEST_SHARE = 1e-6  # below it a ratio of shares means nothing and stays empty
@@ -203,9 +203,9 @@ def targeting(
     data: ImageData,
     *,
     layer: str = "first",
-    neurons: str | Sequence[str] = "all",
+    neurons: Neurons = "all",
     site: str = "conv",
-    epsilons: Sequence[str | float | Fraction],
+    epsilons: Epsilons,
     batch_size: int = 256,
     seed: int = 0,
 ) -> Targeting:

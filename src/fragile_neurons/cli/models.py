@@ -9,7 +9,7 @@ from fragile_neurons.classifier import Classifier
 from fragile_neurons.cli import options
 from fragile_neurons.cli.console import console
 from fragile_neurons.data.catalogue import count_images, load_data
-from fragile_neurons.models.loading import MODELS, build, default_data, load_model
+from fragile_neurons.models.loading import MODELS, RESNET20, build, default_data, load_model
 from fragile_neurons.models.published import is_published
 from fragile_neurons.report import sentences
 
@@ -49,7 +49,7 @@ def layers(
     wanted = data or default_data(model)
     limit = min(FEW_IMAGES, count_images(wanted, split))
     images = load_data(wanted, split=split, limit=limit, resize=resize, skip_bad=wanted.startswith("folder:"))
-    if weights is None and is_published(model):
+    if weights is None and (is_published(model) or model == RESNET20):
         classifier = Classifier(build(model, images))  # its layers do not depend on its weights
     else:
         classifier = load_model(model, data=images, weights=weights)

@@ -81,7 +81,7 @@ def subject_options(given: Mapping[str, Any]) -> dict[str, Any]:
     model, weights, split = given["model"], given["weights"], given["split"]
     data = str(given["data"] or default_data(model))
     epsilons = given["epsilons"]
-    budgets = default_epsilons(data) if epsilons is None else split_commas(epsilons)
+    budgets = default_epsilons(data) if epsilons is None else epsilons
     return {
         **({} if given["threads"] is None else {"threads": given["threads"]}),
         "model": own.absolute(model),

@@ -27,7 +27,9 @@ def find_dataset(name: str) -> Dataset:
             "there is no such data set",
             given=name,
             allowed=f"{', '.join(CATALOGUE)}; where images are only read also folder:PATH and npz:PATH",
-            fix=f"did you mean folder:{name}" if Path(name).is_dir() else "see: fragile-neurons data list",
+            fix=f"did you mean folder:{name}"
+            if Path(name).is_dir()
+            else "see: fragile-neurons data list; images handed over in Python: the same call again",
         )
     return CATALOGUE[name]
 

@@ -15,6 +15,7 @@ import torch
 from fragile_neurons.analysis.cumulative import DRAWS, curve_stop, steps_of
 from fragile_neurons.analysis.disturbance import NOISE_DRAWS
 from fragile_neurons.analysis.staging import TOP, pilot_stop
+from fragile_neurons.classifier import evaluating
 from fragile_neurons.neurons import Layer
 from fragile_neurons.runs.execute import execute_unit
 from fragile_neurons.runs.plan import Kind, Unit
@@ -50,14 +51,16 @@ class Forecast:
 
 def forecast(subject: Subject, images: int | None = None) -> list[Forecast]:
     """Reference, exact and, where that can be had, sampled; images: how many there would be, if others."""
-    found, images, whole = [], images or len(subject.data), Whole.of(subject)
-    for name, asked in (("reference", "reference"), ("exact", "auto")):
-        choice = choose_way(subject.classifier, subject.selection.sites, subject.selection.images, asked)
-        if choice.name != name:
-            found.append(Forecast(name, missing=choice.reason))
-            continue
-        probe = replace(_first_images(subject, min(PROBE_IMAGES, len(subject.data))), way=choice.way)
-        found += _forecasts(subject, probe, name, images, whole)
+    found, images = [], images or len(subject.data)
+    with evaluating(subject.classifier):
+        whole = Whole.of(subject)
+        for name, asked in (("reference", "reference"), ("exact", "auto")):
+            choice = choose_way(subject.classifier, subject.selection.sites, subject.selection.images, asked)
+            if choice.name != name:
+                found.append(Forecast(name, missing=choice.reason))
+                continue
+            probe = replace(_first_images(subject, min(PROBE_IMAGES, len(subject.data))), way=choice.way)
+            found += _forecasts(subject, probe, name, images, whole)
     return found
 
 
@@ -77,8 +80,8 @@ def _forecasts(subject: Subject, probe: Subject, name: str, images: int, whole: 
     )
     anew = 2 + epsilons if epsilons and spec.mode == "adaptive" else 0
     chains = DRAWS + 2 * (1 + bool(epsilons))  # those by fragility and by targeting have two halves
-    steps = chains * sum(len(steps_of(count)) - 1 for count in counts)
-    curves = curve_stop(images, spec.batch_size) * steps
+    dropped = sum(min(chains, math.comb(count, step)) for count in counts for step in steps_of(count))
+    curves = curve_stop(images, spec.batch_size) * dropped
     curves_seconds = curves * (whole.predictions if anew else (1 + epsilons) * whole.forward)
     pairs = images * np.array(counts)
     asked = {name: pairs}

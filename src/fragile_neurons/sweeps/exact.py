@@ -30,8 +30,6 @@ class Exact:
     cannot be had.
     """
 
-    name = "exact"
-
     def __init__(self, classifier: Classifier, images: torch.Tensor) -> None:
         self.classifier = classifier
         self.traced = trace(classifier.module, classifier.normalise(images))

@@ -19,8 +19,6 @@ from fragile_neurons.sweeps.way import AttackedPairs
 class Reference:
     """Sweeps of one network by hooks."""
 
-    name = "reference"
-
     def __init__(self, classifier: Classifier) -> None:
         self.classifier = classifier
 
@@ -41,7 +39,7 @@ class Reference:
             rows = pairs.images[run]
             with intervening(self.classifier, site, [channel], replace):
                 anew = measure_baseline(self.classifier, images[rows], labels[rows], epsilons)
-            found.append(AttackedPairs(anew.logits, anew.zero_gradient, anew.adversarial_logits))
+            found.append(AttackedPairs(anew.zero_gradient, anew.adversarial_logits))
         return AttackedPairs.join(found)
 
 

@@ -18,11 +18,10 @@ from fragile_neurons.sweeps.pairs import Pairs
 class AttackedPairs:
     """FGSM on the network with the pair's channel replaced.
 
-    logits: (pairs, classes), clean. zero_gradient: (pairs,) the attack has no direction.
-    adversarial_logits: (epsilons, pairs, classes), on images made anew for each pair.
+    zero_gradient: (pairs,) the attack has no direction. adversarial_logits: (epsilons, pairs, classes), on
+    images made anew for each pair.
     """
 
-    logits: torch.Tensor
     zero_gradient: torch.Tensor
     adversarial_logits: torch.Tensor
 
@@ -30,13 +29,12 @@ class AttackedPairs:
     def none(cls, logits: torch.Tensor, epsilons: int) -> AttackedPairs:
         """No pairs; logits: any, for the number of classes."""
         nothing = logits[:0]
-        return cls(nothing, nothing.any(dim=-1), nothing.expand(epsilons, 0, -1))
+        return cls(nothing.any(dim=-1), nothing.expand(epsilons, 0, -1))
 
     @classmethod
     def join(cls, parts: Sequence[AttackedPairs]) -> AttackedPairs:
         """More pairs."""
         return cls(
-            torch.cat([part.logits for part in parts]),
             torch.cat([part.zero_gradient for part in parts]),
             torch.cat([part.adversarial_logits for part in parts], dim=1),
         )
@@ -61,8 +59,6 @@ class Walk(Protocol):
 
 class Way(Protocol):
     """A way to sweep a network, in evaluation mode, over single channels."""
-
-    name: str
 
     def walk(self, images: torch.Tensor, sites: Sequence[Site]) -> Walk:
         """Begin on a batch; sites: those that will be asked for, in order of execution."""

@@ -105,7 +105,7 @@ def _restore(checkpoint: Path, identity: dict[str, Any], parts: dict[str, Any]) 
     if not checkpoint.exists():
         return 0
     try:
-        content = torch.load(checkpoint, weights_only=True)
+        content = torch.load(checkpoint, map_location="cpu", weights_only=True)
         found, epoch = dict(content["identity"]), int(content["epoch"])
         states = {key: content[key] for key in parts}
     except Exception as error:  # a damaged file makes torch.load raise nearly anything

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import copy
+import shutil
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -68,7 +70,7 @@ def ready(subject: Subject) -> Subject:
     hardening = subject.hardening
     if hardening is not None:
         here = hardening.scratch.is_dir()  # the run folder, where this machine sees it
-        scratch = hardening.scratch if here else Path(tempfile.mkdtemp(prefix="fragile-neurons-"))
+        scratch = hardening.scratch if here else _own_scratch()
         scoring = None if hardening.scoring is None else ready(hardening.scoring)
         hardening = replace(hardening, scoring=scoring, scratch=scratch)
     found = subject.spec.found
@@ -78,3 +80,10 @@ def ready(subject: Subject) -> Subject:
             subject.classifier, subject.selection.sites, subject.selection.images, found.sweep
         ).way
     return replace(subject, hardening=hardening, way=way)
+
+
+def _own_scratch() -> Path:
+    """A folder of this process, for the checkpoints of fits."""
+    folder = tempfile.mkdtemp(prefix="fragile-neurons-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return Path(folder)
