@@ -290,7 +290,7 @@ def test_an_attack_changes_nothing_but_what_it_returns(
     assert all(parameter.requires_grad for parameter in small_classifier.parameters())
     assert all(parameter.grad is None for parameter in small_classifier.parameters())
     attacked = apply_attack(method, small_classifier, images, labels, GRID, generator=torch.Generator())
-    assert (attacked.excess <= 1e-6).all()
+    assert (attacked.overshoot <= 1e-6).all()
 
 
 def test_pgd_is_stronger_than_fgsm_and_more_restarts_never_hurt(
@@ -418,7 +418,7 @@ def test_apply_says_how_far_an_attack_went_too_far() -> None:
     classifier, images, labels = linear_classifier(), torch.rand(8, 1, 6, 6), torch.arange(8) % 2
     attacked = apply_attack(greedy, classifier, images, labels, GRID)
     expected = [(images + 5 - found).abs().max() for found in attacked.images]
-    torch.testing.assert_close(attacked.excess, torch.stack(expected))
+    torch.testing.assert_close(attacked.overshoot, torch.stack(expected))
     assert (attacked.passes.forward, attacked.passes.backward) == (0, 0)
     counted = apply_attack(fgsm, classifier, images, labels, GRID).passes
     assert (counted.forward, counted.backward) == (8, 8)
@@ -519,7 +519,7 @@ def test_the_adapters_of_the_docs_run(tmp_path: Path) -> None:
             warnings.simplefilter("ignore")
             attack = find_attack(f"{tmp_path / 'my_attacks.py'}:{name}")
             attacked = apply_attack(attack, classifier, images, labels, [Fraction(1, 10), Fraction(1, 5)])
-        assert (attacked.excess <= 1e-6).all()
+        assert (attacked.overshoot <= 1e-6).all()
         fooled, by_fgsm = ((one.predictions != labels).sum(1) for one in (attacked, weak))
         assert (fooled >= by_fgsm - 1).all()
         assert fooled[1] > 15

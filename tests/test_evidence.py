@@ -164,7 +164,7 @@ def attacks_of(
     evidence = Evidence(
         reported={"fgsm": clean[None]},
         worst=clean[None],
-        excess={"fgsm": 0.0},
+        overshoot={"fgsm": 0.0},
         clean=clean,
         unbounded=held.pop(UNBOUNDED),
         held=held,
@@ -342,7 +342,7 @@ def test_a_fake_fails_the_comparison_and_the_honest_one_passes(
 
 def gradients(**columns: Any) -> Arrays:
     n = 1000
-    nothing = {"excess": np.zeros(n), "zero": np.zeros(n, bool), "ratio": np.ones(n)}
+    nothing = {"overshoot": np.zeros(n), "zero": np.zeros(n, bool), "ratio": np.ones(n)}
     nothing |= {"equal": np.zeros(n, bool), "moved": np.zeros(n, bool)}
     return nothing | columns
 
@@ -369,7 +369,7 @@ def held_at(**accuracies: float) -> Evidence:
     return Evidence(
         reported={"a": first(0.8)[None], "b": first(0.5)[None]},
         worst=first(0.5)[None],
-        excess={"a": 0.0, "b": 0.0},
+        overshoot={"a": 0.0, "b": 0.0},
         clean=first(1.0),
         unbounded=held.pop(UNBOUNDED),
         held=held,
@@ -401,7 +401,7 @@ def reordered(share: float) -> dict[str, Any]:
 
 
 STATISTICS: dict[str, Callable[[float], Check]] = {
-    "pixel range": lambda v: judged(excess=np.full(1000, v))["pixel range"],
+    "pixel range": lambda v: judged(overshoot=np.full(1000, v))["pixel range"],
     "above chance": lambda v: judged(wrong_label(0.8 + v))["above chance"],
     "normalisation": lambda v: judged(wrong_label(v))["normalisation"],
     "class order": lambda v: judged(reordered(v))["class order"],
@@ -409,7 +409,7 @@ STATISTICS: dict[str, Callable[[float], Check]] = {
     "gradient": lambda v: judged(ratio=np.where(first(v), 0.49, 1.99))["gradient"],
     "equal logits": lambda v: judged(equal=first(v))["equal logits"],
     "epsilon 0": lambda v: judged(moved=first(v))["epsilon 0"],
-    "budget and bounds": lambda v: attacked(replace(held_at(), excess={"a": 0.0, "b": v}))[
+    "budget and bounds": lambda v: attacked(replace(held_at(), overshoot={"a": 0.0, "b": v}))[
         "budget and bounds"
     ],
     "worst case": lambda v: attacked(replace(held_at(), worst=first(0.5 + v)[None]))["worst case"],

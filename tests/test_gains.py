@@ -8,7 +8,7 @@ import torch
 
 import fragile_neurons as fn
 from fragile_neurons.hardening.gains import Gains, Strength, keep_energy, proportional
-from fragile_neurons.neurons import Site
+from fragile_neurons.neurons import Site, executed_layers
 
 HALF = Strength(0.5, 0.5)
 
@@ -77,6 +77,29 @@ def test_gains_survive_as_arrays() -> None:
     np.testing.assert_array_equal(again.shifts[0], gains.shifts[0])
     (change,) = gains.changes.values()
     torch.testing.assert_close(change[0], torch.tensor([2.0, 0.5], dtype=torch.float64))
+
+
+def test_gains_survive_as_a_table_in_any_order(small_classifier: fn.Classifier) -> None:
+    layers = executed_layers(small_classifier, torch.rand(4, 1, 8, 8))
+    first, second = layers[0], layers[1]
+    draw = np.random.default_rng(0)
+    factors = (draw.uniform(0.5, 2, first.channels), draw.uniform(0.5, 2, second.channels))
+    shifts = (np.zeros(first.channels), draw.normal(size=second.channels))
+    gains = Gains((first.site("conv"), second.site("conv")), factors, shifts)
+    table = gains.to_table()
+    found = Gains.from_table(layers, table.take(draw.permutation(len(table))))
+    assert found.sites == gains.sites
+    for side in ("factors", "shifts"):
+        for one, other in zip(getattr(found, side), getattr(gains, side), strict=True):
+            np.testing.assert_array_equal(one, other)
+    for wrong, given in (
+        (table.slice(1), f"no ('{first.name}', 0)"),
+        (table.drop_columns("shift"), "no shift"),
+        (table.set_column(0, "layer", [["elsewhere"] * len(table)]), "rows of elsewhere:0"),
+    ):
+        with pytest.raises(fn.InputError, match="not the gains of this network") as refusal:
+            Gains.from_table(layers, wrong)
+        assert f"given:   {given}" in str(refusal.value)
 
 
 def test_a_shift_that_is_not_finite_is_refused() -> None:

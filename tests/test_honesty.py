@@ -80,7 +80,7 @@ def checks_of(classifier: Classifier, data: ImageData = DATA) -> dict[str, Check
 def judged(observed: Arrays, classes: tuple[str, ...]) -> dict[str, Check]:
     """The same of arrays by hand, where nothing is wrong with the gradients."""
     n = len(observed[LABEL])
-    nothing = {"excess": np.zeros(n), "zero": np.zeros(n, bool), "ratio": np.ones(n)}
+    nothing = {"overshoot": np.zeros(n), "zero": np.zeros(n, bool), "ratio": np.ones(n)}
     nothing |= {"equal": np.zeros(n, bool), "moved": np.zeros(n, bool)}
     return by_name(check_inputs(observed, nothing, classes))
 

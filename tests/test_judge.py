@@ -71,7 +71,7 @@ def test_identity_gains_change_nothing_bit_for_bit(
     same = fold(original, gains.changes, test[:8][0])
     for key, tensor in original.module.state_dict().items():
         assert torch.equal(tensor, same.module.state_dict()[key])
-    found = judge(original, same, val=val, test=test, epsilon=0.1, gains=gains)
+    found = judge(original, same, val=val, test=test, epsilon=0.1, gains=gains.to_table())
     assert found.verdict == "changes nothing"
     for attack in ("clean", "fgsm", "pgd"):
         before, after = (_only(found.right, network, attack) for network in (ORIGINAL, HARDENED))
@@ -123,7 +123,7 @@ def test_gains_on_exchangeable_channels_are_no_better_than_shuffled() -> None:
     site = executed_layers(original, test[:8][0])[0].site("conv")
     gains = Gains.of_factors([site], [np.array([0.01, 0.5, 0.01, 0.01, 0.5, 0.01, 0.01, 0.01])])
     hardened = fold(original, gains.changes, test[:8][0])
-    found = judge(original, hardened, val=val, test=test, epsilon=0.1, gains=gains)
+    found = judge(original, hardened, val=val, test=test, epsilon=0.1, gains=gains.to_table())
     assert found.findings.pgd.gain > 0.3  # it is more robust indeed
     assert found.findings.clean.gain == 0
     assert found.verdict == "no better than shuffled gains"
@@ -195,7 +195,7 @@ def test_what_cannot_be_judged_is_refused(mnist: tuple[fn.Classifier, fn.ImageDa
     site = executed_layers(original, test[:8][0])[0].site("conv")
     gains = Gains.of_factors([site], [np.full(32, 0.5)])
     with pytest.raises(fn.InputError, match="not the gains of the hardened network"):
-        judge(original, original, val=val, test=test, epsilon=0.1, gains=gains)
+        judge(original, original, val=val, test=test, epsilon=0.1, gains=gains.to_table())
 
 
 def test_the_gains_of_a_network_left_in_training_mode_are_recognised(small_data: fn.ImageData) -> None:
@@ -207,9 +207,9 @@ def test_the_gains_of_a_network_left_in_training_mode_are_recognised(small_data:
     site = executed_layers(original, images)[0].site("conv")
     gains = Gains.of_factors([site], [np.array([0.5, 1.0, 2.0, 1.0])])
     hardened = fold(original, gains.changes, images)
-    _refuse_other_gains(original.train(), hardened.train(), gains, small_data)
+    _refuse_other_gains(original.train(), hardened.train(), gains, images)
     with pytest.raises(fn.InputError, match="not the gains"):
-        _refuse_other_gains(original, original.duplicate(), gains, small_data)
+        _refuse_other_gains(original, original.duplicate(), gains, images)
 
 
 def test_a_control_is_as_weak_as_the_budget_asks(

@@ -57,7 +57,7 @@ def observe_inputs(classifier: Classifier, data: ImageData, *, images: int) -> A
 def observe_gradients(classifier: Classifier, data: ImageData, *, images: int) -> Arrays:
     """How the network answers small changes of the first images, (n,) each.
 
-    excess: how far a pixel lies outside [0, 1]. zero: no pixel has a gradient (of the cross-entropy).
+    overshoot: how far a pixel lies outside [0, 1]. zero: no pixel has a gradient (of the cross-entropy).
     ratio: the margin's change along the sign of its gradient over what the gradient says, central
     differences; nan where rounding hides both. equal: all logits but the largest are equal, of three
     and more. moved: predicted otherwise at epsilon 0.
@@ -73,7 +73,7 @@ def observe_gradients(classifier: Classifier, data: ImageData, *, images: int) -
             scale = logits.abs().amax(dim=1)
             equal = (others[:, -1] - others[:, 0] <= 1e-6 * scale) & (logits.shape[1] > 2)
             columns = {
-                "excess": (pixels - pixels.clamp(0.0, 1.0)).abs().flatten(1).amax(dim=1),
+                "overshoot": (pixels - pixels.clamp(0.0, 1.0)).abs().flatten(1).amax(dim=1),
                 "zero": (attacked.images[1] == pixels).flatten(1).all(dim=1),
                 "ratio": _difference_ratio(classifier, pixels, labels),
                 "equal": equal,

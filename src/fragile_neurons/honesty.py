@@ -30,7 +30,7 @@ def check_inputs(observed: Arrays, gradients: Arrays, classes: tuple[str, ...]) 
     odd = float(((ratio < RATIO[0]) | (ratio > RATIO[1])).mean()) if len(ratio) else None
     images = f"of {len(label)} images"
     return (
-        _ask("pixel range", float(gradients["excess"].max())),
+        _ask("pixel range", float(gradients["overshoot"].max())),
         _above_chance(right[GIVEN], len(classes)),
         _normalisation(right, len(classes)),
         _class_order(observed[GIVEN], label, classes),
@@ -45,7 +45,7 @@ def check_inputs(observed: Arrays, gradients: Arrays, classes: tuple[str, ...]) 
 class Evidence:
     """What an evaluation is judged by.
 
-    reported, worst: (epsilons, n) bool, right under each attack and in the worst case. excess: how far
+    reported, worst: (epsilons, n) bool, right under each attack and in the worst case. overshoot: how far
     each attack left its budget. clean: (checked,) right without attack. held: (epsilons, checked) right
     under each of the attacks that are held against each other, at the epsilons above 0; unbounded:
     (1, checked).
@@ -53,7 +53,7 @@ class Evidence:
 
     reported: Mapping[str, Bools]
     worst: Bools
-    excess: Mapping[str, float]
+    overshoot: Mapping[str, float]
     clean: Bools
     held: Mapping[str, Bools]
     unbounded: Bools
@@ -64,7 +64,7 @@ def check_attacks(evidence: Evidence) -> tuple[Check, ...]:
     """Whether the attacks are as strong as attacks on this network can be expected to be."""
     least = np.min([right.mean(axis=1) for right in evidence.reported.values()], axis=0)
     worst = evidence.worst.mean(axis=1)
-    outside = max(evidence.excess, key=lambda name: evidence.excess[name])
+    outside = max(evidence.overshoot, key=lambda name: evidence.overshoot[name])
     held, applies = evidence.held, bool(evidence.clean.mean() >= enough(evidence.classes))
     images = f"of {len(evidence.clean)} images"
 
@@ -84,7 +84,7 @@ def check_attacks(evidence: Evidence) -> tuple[Check, ...]:
         reported = evidence.worst[-len(strong) :, : strong.shape[1]]  # epsilons above 0 come last
         stronger = float((reported.mean(axis=1) - strong.mean(axis=1)).max())
     return (
-        _ask("budget and bounds", evidence.excess[outside], outside),
+        _ask("budget and bounds", evidence.overshoot[outside], outside),
         _ask("worst case", float((worst - least).max()) if len(evidence.reported) > 1 else None),
         _ask("rising accuracy", float(np.diff(worst).max()) if len(worst) > 1 else None),
         _ask("stronger attack", stronger, "" if stronger is None else images),

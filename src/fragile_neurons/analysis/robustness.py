@@ -46,14 +46,14 @@ class Accuracy:
 class Attempts:
     """What one attack did with each image.
 
-    prediction, margin: (epsilons, n), on its images as projected. excess: (epsilons, batches), how far
+    prediction, margin: (epsilons, n), on its images as projected. overshoot: (epsilons, batches), how far
     they lay outside ball or [0, 1] before. forward, backward, rows: (batches,), images that went through
     the network, gradients that came back, images attacked, the filling of a batch included.
     """
 
     prediction: npt.NDArray[np.int64]
     margin: npt.NDArray[np.float32]
-    excess: npt.NDArray[np.float32]
+    overshoot: npt.NDArray[np.float32]
     forward: npt.NDArray[np.int64]
     backward: npt.NDArray[np.int64]
     rows: npt.NDArray[np.int64]
@@ -93,7 +93,7 @@ def observe_attack(
                 Attempts(
                     prediction=attacked.predictions[:, : batch.count].cpu().numpy(),
                     margin=attacked.margins[:, : batch.count].cpu().numpy(),
-                    excess=attacked.excess[:, None].cpu().numpy(),
+                    overshoot=attacked.overshoot[:, None].cpu().numpy(),
                     forward=np.array([attacked.passes.forward]),
                     backward=np.array([attacked.passes.backward]),
                     rows=np.array([len(batch.images)]),

@@ -42,14 +42,14 @@ class Passes:
 class Attacked:
     """What an attack did: images (epsilons, n, c, h, w); predictions and margins (epsilons, n).
 
-    excess: (epsilons,) how far its images lay outside the ball or [0, 1], at most, before they were
+    overshoot: (epsilons,) how far its images lay outside the ball or [0, 1], at most, before they were
     projected. passes: what it took, without the pass that judges.
     """
 
     images: torch.Tensor
     predictions: torch.Tensor
     margins: torch.Tensor
-    excess: torch.Tensor
+    overshoot: torch.Tensor
     passes: Passes
 
 
@@ -100,7 +100,7 @@ def apply_attack(
         images=projected,
         predictions=logits.argmax(dim=2),
         margins=margins(logits, labels),
-        excess=(found - projected).abs().flatten(1).amax(dim=1),
+        overshoot=(found - projected).abs().flatten(1).amax(dim=1),
         passes=passes,
     )
 

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from fragile_neurons.data.dataset import Arrays, Dataset
+from fragile_neurons.data.dataset import Dataset, ImagesAndLabels
 from fragile_neurons.data.sources import (
     Source,
     SourceError,
@@ -34,7 +34,7 @@ def _files(part: str) -> tuple[str, ...]:
     return f"{part}-images.uint8", f"{part}-labels.uint8"
 
 
-def _read(folder: Path, part: str) -> Arrays:
+def _read(folder: Path, part: str) -> ImagesAndLabels:
     images, labels = (np.fromfile(folder / name, np.uint8) for name in _files(part))
     return np.ascontiguousarray(images.reshape(-1, *SHAPE).transpose(0, 3, 1, 2)), labels
 

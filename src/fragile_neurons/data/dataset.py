@@ -16,7 +16,7 @@ from fragile_neurons.errors import MissingSplitError
 
 VAL_SEED = 0  # part of every data set's definition here: the bundled weights never saw these images
 
-Arrays = tuple[npt.NDArray[Any], npt.NDArray[Any]]
+ImagesAndLabels = tuple[npt.NDArray[Any], npt.NDArray[Any]]
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Dataset:
     place: str
     checksums: Mapping[str, str]
     files: Callable[[str], tuple[str, ...]]
-    read: Callable[[Path, str], Arrays]
+    read: Callable[[Path, str], ImagesAndLabels]
     sources: Callable[[Path | None], list[Source]]
     bundled: Path | None = None
     bundled_splits: tuple[str, ...] = ()
@@ -74,7 +74,7 @@ class Dataset:
                 images, labels = images[rows], labels[rows]
         return ImageData(images, labels.astype(np.int64), self.classes, name=self.name, split=split)
 
-    def whole(self, part: str, *, wanted: str) -> Arrays:
+    def whole(self, part: str, *, wanted: str) -> ImagesAndLabels:
         """The images and labels that the authors call their training or test set."""
         missing = missing_files(self.folder, {name: self.checksums[name] for name in self.files(part)})
         if missing:

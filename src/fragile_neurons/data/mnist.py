@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fragile_neurons.data.dataset import Arrays, Dataset
+from fragile_neurons.data.dataset import Dataset, ImagesAndLabels
 from fragile_neurons.data.sources import Source, data_root, from_folder, from_npm, from_torchvision
 
 SIZES = {"train": 55_000, "val": 5_000, "test": 10_000}
@@ -29,7 +29,7 @@ def _files(part: str) -> tuple[str, ...]:
     return tuple(f"{STEMS[part]}-{kind}-ubyte" for kind in ("images-idx3", "labels-idx1"))
 
 
-def _read(folder: Path, part: str) -> Arrays:
+def _read(folder: Path, part: str) -> ImagesAndLabels:
     images, labels = (read_idx(_content(folder / name)) for name in _files(part))
     return images[:, None], labels
 

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 import torch
 
 from fragile_neurons.errors import InputError
 from fragile_neurons.folding import Changes
-from fragile_neurons.neurons import Site
+from fragile_neurons.neurons import Layer, Site
 from fragile_neurons.seeds import numpy_generator
 
 SMALLEST, LARGEST = 1e-3, 1e3
@@ -94,6 +95,42 @@ class Gains:
             tuple(np.full_like(one, one.mean()) for one in self.shifts),
         )
 
+    def to_table(self) -> pa.Table:
+        """A row per channel: layer, channel, site, gain (a factor), shift (added after it)."""
+        sizes = [len(factors) for factors in self.factors]
+        return pa.table(
+            {
+                "layer": np.repeat([site.layer for site in self.sites], sizes),
+                "channel": np.concatenate([np.arange(size) for size in sizes]),
+                "site": np.repeat([site.name for site in self.sites], sizes),
+                "gain": np.concatenate(self.factors),
+                "shift": np.concatenate(self.shifts),
+            }
+        )
+
+    @classmethod
+    def from_table(cls, layers: Sequence[Layer], table: pa.Table) -> Gains:
+        """The gains that to_table wrote; layers: those of the network.
+
+        Raises InputError for rows that are not those of all channels of some of these layers.
+        """
+        rows, sites = table.to_pylist(), []
+        try:
+            found = {(row["layer"], row["channel"]): (row["gain"], row["shift"]) for row in rows}
+            chosen = {row["layer"]: row["site"] for row in rows}
+            of_layers = [layer for layer in layers if layer.name in chosen]
+            sites = [layer.site(chosen[layer.name]) for layer in of_layers]
+            numbers = [
+                np.array([found.pop((layer.name, channel)) for channel in range(layer.channels)])
+                for layer in of_layers
+            ]
+        except KeyError as error:
+            raise _unlike_gains(f"no {error.args[0]}") from None
+        if found:
+            raise _unlike_gains("rows of {}:{}".format(*next(iter(found))))
+        factors, shifts = ([column[:, side] for column in numbers] for side in (0, 1))
+        return cls(tuple(sites), tuple(factors), tuple(shifts))
+
     def to_arrays(self) -> dict[str, npt.NDArray[np.float64]]:
         """Arrays by name, that from_arrays reads."""
         columns = {"factors": self.factors, "shifts": self.shifts}
@@ -111,6 +148,15 @@ class Gains:
             tuple(arrays[f"{site.layer}/factors"] for site in sites),
             tuple(arrays[f"{site.layer}/shifts"] for site in sites),
         )
+
+
+def _unlike_gains(given: str) -> InputError:
+    return InputError(
+        "these are not the gains of this network",
+        given=given,
+        allowed="layer, channel, site, gain and shift of all channels of some of its layers",
+        fix="give Run.gains of its `harden`",
+    )
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,7 @@ from fragile_neurons.hardening.trials import (
     temper,
 )
 from fragile_neurons.hardening.verdict import BoolArray, Findings, Paired, Verdict, decide, left_over
+from fragile_neurons.neurons import executed_layers
 from fragile_neurons.norms import Epsilon, Epsilons, parse_epsilon, parse_epsilons
 
 
@@ -142,17 +143,18 @@ def judge(
     test: ImageData,
     epsilon: Epsilon,
     epsilons: Epsilons = (),
-    gains: Gains | None = None,
+    gains: pa.Table | None = None,
     budget: float = 0.01,
     batch_size: int = 256,
     seed: int = 0,
 ) -> Judgement:
     """Does the hardened network hold what it promises? On test, attacked anew; any pair of networks.
 
-    val: for the temperature, and the strength of the controls. gains: those the hardened network has, for
-    its controls. budget: what clean accuracy may fall by, a fraction. The result is in the order of
-    test.mixed(seed), which only your own arrays are not in already. Raises InputError for networks that
-    fail the fatal checks, images that overlap, an epsilon of 0 or gains that are not the hardened network's.
+    val: for the temperature, and the strength of the controls. gains: those the hardened network has, as
+    Run.gains has them, for its controls. budget: what clean accuracy may fall by, a fraction. The result is
+    in the order of test.mixed(seed), which only your own arrays are not in already. Raises InputError for
+    networks that fail the fatal checks, images that overlap, an epsilon of 0 or gains that are not the
+    hardened network's.
     """
     one, grid = parse_epsilon(epsilon), parse_epsilons(epsilons)
     _refuse_unusable(one, budget)
@@ -162,19 +164,22 @@ def judge(
     for network in (original, hardened):
         probed(network, test)
     refuse_ruined(original, val, batch_size)
+    held = None
     if gains is not None:
-        _refuse_other_gains(original, hardened, gains, test)
+        images = test[:8][0].to(original.device)
+        held = Gains.from_table(executed_layers(original, images), gains)
+        _refuse_other_gains(original, hardened, held, images)
     networks = {ORIGINAL: original, HARDENED: hardened}
     temperature = find_temperature(original, hardened, val, batch_size=batch_size)
     networks[TEMPERED] = temper(hardened, temperature)
-    held = () if gains is None or gains.is_identity else CONTROLS
-    for name in held:
-        assert gains is not None
-        other = control(name, gains, seed)
+    controls = () if held is None or held.is_identity else CONTROLS
+    for name in controls:
+        assert held is not None
+        other = control(name, held, seed)
         networks[name] = shrunk(original, other, val, budget=budget, batch_size=batch_size, seed=seed)
     right = {
         trial: run_trial(trial, networks, test, batch_size=batch_size, seed=seed)["right"]
-        for trial in make_trials(len(test), one, grid, controls=held, stronger=is_installed())
+        for trial in make_trials(len(test), one, grid, controls=controls, stronger=is_installed())
     }
     return conclude(right, test.labels, test.classes, one, budget)
 
@@ -189,8 +194,9 @@ def _refuse_unusable(epsilon: Fraction, budget: float) -> None:
         )
 
 
-def _refuse_other_gains(original: Classifier, hardened: Classifier, gains: Gains, test: ImageData) -> None:
-    images = test[:8][0].to(original.device)
+def _refuse_other_gains(
+    original: Classifier, hardened: Classifier, gains: Gains, images: torch.Tensor
+) -> None:
     folded = fold(original, gains.changes, images)
     with torch.no_grad(), evaluating(folded), evaluating(hardened):
         expected, found = folded(images), hardened(images)

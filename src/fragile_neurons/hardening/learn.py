@@ -8,10 +8,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import nn
 from torch.nn import functional
@@ -19,6 +17,7 @@ from torch.nn import functional
 from fragile_neurons.attacks.pgd import ball, random_point
 from fragile_neurons.classifier import Classifier, evaluating
 from fragile_neurons.data.images import ImageData
+from fragile_neurons.evidence import Arrays
 from fragile_neurons.folding import holding
 from fragile_neurons.neurons import Site
 from fragile_neurons.norms import project
@@ -32,8 +31,6 @@ WEIGHTS = "weights/"  # before the key of the state dict
 # the largest learning rate, over the square root of the number of layers whose changes add up
 RATES = {GAINS: 0.1, ALL_WEIGHTS: 0.007, BATCH_NORMS: 0.05}
 STEP_SIZE = 1.25  # of epsilon
-
-Arrays = dict[str, npt.NDArray[Any]]
 
 
 class LearnedGains(nn.Module):

@@ -47,7 +47,7 @@ ATTACKS: dict[str, Attack] = {
 """The judge's: PGD takes 20 steps and five restarts, which climb cross-entropy and margin by turns."""
 
 
-def observe_attack(
+def observe_judged(
     judged: Classifier,
     data: ImageData,
     attack: str,
@@ -61,13 +61,13 @@ def observe_attack(
 ) -> dict[str, npt.NDArray[Any]]:
     """right: (epsilons, n) whether images start to stop are right clean and under attack.
 
-    excess: (epsilons, 1) how far the attack's images lay outside ball and [0, 1] before they were projected.
+    overshoot: (epsilons, 1) how far the attack's images lay outside ball and [0, 1], before projection.
     source: the network that the attack works on, by default the judged one. All networks start from the same
     random points; later restarts have those of the images that are still right.
     """
     source = source or judged
     stop = len(data) if stop is None else min(stop, len(data))
-    parts, excess = [], torch.zeros(len(epsilons))
+    parts, overshoot = [], torch.zeros(len(epsilons))
     with evaluating(judged), evaluating(source):
         for batch in batches(data, batch_size, judged.device, start, stop):
             images, labels = batch.images, batch.labels
@@ -81,8 +81,8 @@ def observe_attack(
                     else torch.stack([judged(one).argmax(dim=1) for one in found.images])
                 )
             parts.append(((predictions == labels) & clean)[:, : batch.count].cpu().numpy())
-            excess = excess.maximum(found.excess.cpu())
-    return {"right": np.concatenate(parts, axis=1), "excess": excess.numpy()[:, None]}
+            overshoot = overshoot.maximum(found.overshoot.cpu())
+    return {"right": np.concatenate(parts, axis=1), "overshoot": overshoot.numpy()[:, None]}
 
 
 def observe_right(
@@ -96,6 +96,6 @@ def observe_right(
     seed: int,
 ) -> BoolArray:
     """(epsilons, n) whether each of the first images is right clean and under attack."""
-    found = observe_attack(judged, data, attack, epsilons, batch_size=batch_size, seed=seed, stop=images)
+    found = observe_judged(judged, data, attack, epsilons, batch_size=batch_size, seed=seed, stop=images)
     right: BoolArray = found["right"]
     return right

@@ -28,14 +28,14 @@ def common_site(classifier: Classifier, selection: Selection) -> str:
     """`norm` where the weights of a normalisation after each of these layers can hold gains, else `conv`."""
     if all(any(site.name == "norm" for site in layer.sites) for layer in selection.layers):
         try:
-            refuse_unfoldable(classifier, replace(selection, site="norm"))
+            refuse_any_unfoldable(classifier, replace(selection, site="norm"))
         except InputError:
             return "conv"
         return "norm"
     return "conv"
 
 
-def refuse_unfoldable(classifier: Classifier, selection: Selection) -> None:
+def refuse_any_unfoldable(classifier: Classifier, selection: Selection) -> None:
     """Raise an InputError, with the layer's name, where gains drawn at random cannot be written exactly."""
     generator = np.random.default_rng(0)
     factors = [generator.uniform(0.5, 2.0, layer.channels) for layer in selection.layers]

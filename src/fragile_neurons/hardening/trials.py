@@ -16,7 +16,7 @@ from fragile_neurons.data.images import ImageData
 from fragile_neurons.evidence import Tempered
 from fragile_neurons.hardening.choose import CLEAN_IMAGES
 from fragile_neurons.hardening.gains import Gains
-from fragile_neurons.hardening.observe import APGD, CLEAN, FGSM, NONE, PGD, SHORT_PGD, observe_attack
+from fragile_neurons.hardening.observe import APGD, CLEAN, FGSM, NONE, PGD, SHORT_PGD, observe_judged
 from fragile_neurons.losses import margins
 
 ORIGINAL, HARDENED, TEMPERED = "original", "hardened", "tempered"
@@ -93,8 +93,8 @@ def run_trial(
     start: int = 0,
     stop: int | None = None,
 ) -> dict[str, npt.NDArray[Any]]:
-    """What observe_attack says of images start to stop."""
-    return observe_attack(
+    """What observe_judged says of images start to stop."""
+    return observe_judged(
         networks[trial.network],
         data,
         trial.attack,

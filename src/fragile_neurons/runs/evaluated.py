@@ -76,7 +76,7 @@ def collect_evaluation(subject: Subject, ledger: Ledger) -> Evaluation:
     evidence = Evidence(
         reported={curve.attack: curve.right for curve in curves},
         worst=worst.right,
-        excess={name: float(one.excess.max()) for name, one in attempts.items()},
+        overshoot={name: float(one.overshoot.max()) for name, one in attempts.items()},
         clean=predictions.right[: unbounded.shape[1]],
         held=held,
         unbounded=unbounded,

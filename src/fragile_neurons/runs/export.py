@@ -31,13 +31,13 @@ from fragile_neurons.runs.summary import analysis_summary, evaluation_summary
 
 TABLES = ("neurons", "targeting", "cumulative", "images")
 EXAMPLES = "examples.npz"
-HARDENED = ("gains.csv", "hardened.safetensors", "hardened.json", "judgement.parquet")
+HARDENED_FILES = ("gains.csv", "hardened.safetensors", "hardened.json", "judgement.parquet")
 FILES = (
     "spec.toml",
     "summary.json",
     "neurons.csv",
     *(f"{name}.parquet" for name in TABLES),
-    *HARDENED,
+    *HARDENED_FILES,
     EXAMPLES,
 )
 """Every file that a run of any command may write here."""
@@ -127,12 +127,15 @@ def export_hardening(folder: Path, subject: Subject, found: Hardened) -> list[st
     """Write every file of `harden` that is made from results alone; their names."""
     summary = hardening_summary(subject, found)
     options = csv.WriteOptions(quoting_style="needed")
-    table = gains_table(found)
+    table = found.gains.to_table()
     write_file(folder / "gains.csv", lambda path: csv.write_csv(table, path, options))
     write_file(folder / "hardened.safetensors", partial(save_weights, found.hardened))
     card = json.dumps(_card(summary, found), indent=2, allow_nan=False) + "\n"
     write_file(folder / "hardened.json", lambda path: path.write_text(card, encoding="utf-8"))
-    return [*HARDENED[:-1], *_export(folder, subject, summary, {"judgement": found.judgement.to_table()})]
+    return [
+        *HARDENED_FILES[:-1],
+        *_export(folder, subject, summary, {"judgement": found.judgement.to_table()}),
+    ]
 
 
 def export_examples(folder: Path, ledger: Ledger) -> list[str]:
@@ -176,21 +179,6 @@ def _card(summary: dict[str, Any], found: Hardened) -> dict[str, Any]:
         "weights_sha256": found.hardened.sha256(),
         "environment": summary["environment"],
     }
-
-
-def gains_table(found: Hardened) -> pa.Table:
-    """A row per channel: layer, channel, site, gain (a factor), shift (added after it)."""
-    gains = found.gains
-    sizes = [len(factors) for factors in gains.factors]
-    return pa.table(
-        {
-            "layer": np.repeat([site.layer for site in gains.sites], sizes),
-            "channel": np.concatenate([np.arange(size) for size in sizes]),
-            "site": np.repeat([site.name for site in gains.sites], sizes),
-            "gain": np.concatenate(gains.factors),
-            "shift": np.concatenate(gains.shifts),
-        }
-    )
 
 
 def _export(

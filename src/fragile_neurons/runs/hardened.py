@@ -99,8 +99,8 @@ def collect_hardening(subject: Subject, ledger: Ledger) -> Hardened:
     evidence = Evidence(
         reported=reported,
         worst=reported["fgsm"] & reported["pgd"],
-        excess={
-            name: max(float(part["excess"].max()) for part in judged[HARDENED, attack, ""])
+        overshoot={
+            name: max(float(part["overshoot"].max()) for part in judged[HARDENED, attack, ""])
             for name, attack in (("fgsm", FGSM), ("pgd", PGD))
         },
         clean=judgement.findings.clean.after[: unbounded.shape[1]],

@@ -14,7 +14,7 @@ from fragile_neurons.runs.engines import Engine
 from fragile_neurons.runs.ledger import Ledger
 from fragile_neurons.runs.subject import Subject
 
-CHECKED = ("inputs", "gradients")
+WARNED_OF = ("inputs", "gradients")
 SHOWN_FAILURES = 3
 
 log = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ def run_remaining(subject: Subject, ledger: Ledger, engine: Engine, progress: Pr
             for unit in units:
                 done += 1
                 advance(done, unit.id)
-                if unit.kind in CHECKED and not unit.network:
+                if unit.kind in WARNED_OF and not unit.network:
                     _warn(subject, ledger)
     if left := len(ledger.pending()):
         raise IncompleteError(_told(ledger.failures, total - left, total, ledger.folder, spec.batch_size))
@@ -73,9 +73,9 @@ def _warn(subject: Subject, ledger: Ledger) -> None:
     cheap = {
         unit.kind: ledger.result(unit)
         for unit in ledger.units()
-        if unit.kind in CHECKED and not unit.network and unit.id not in missing
+        if unit.kind in WARNED_OF and not unit.network and unit.id not in missing
     }
-    if len(cheap) < len(CHECKED):
+    if len(cheap) < len(WARNED_OF):
         return
     for check in check_inputs(cheap["inputs"], cheap["gradients"], subject.data.classes):
         if check.status in ("warn", "fail"):

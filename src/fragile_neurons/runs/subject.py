@@ -22,10 +22,10 @@ from fragile_neurons.data.images import ImageData, stratified_sample
 from fragile_neurons.errors import InputError, MissingSplitError
 from fragile_neurons.hardening.premises import (
     common_site,
+    refuse_any_unfoldable,
     refuse_other_dtypes,
     refuse_overlap,
     refuse_ruined,
-    refuse_unfoldable,
     refuse_unlike,
 )
 from fragile_neurons.hardening.search import CLEAN_SCORES, SCORED_IMAGES, scores_needed
@@ -179,7 +179,7 @@ def open_to_harden(
     selection = select(classifier, test, layer=spec.layer, seed=spec.seed)
     site = common_site(classifier, selection) if spec.site == "auto" else spec.site
     selection = replace(selection, site=site)
-    refuse_unfoldable(classifier, selection)
+    refuse_any_unfoldable(classifier, selection)
     refuse_ruined(classifier, choosing, spec.batch_size)
     needed = scores_needed(spec.rule, spec.score)
     scoring = None

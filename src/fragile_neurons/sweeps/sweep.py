@@ -34,7 +34,7 @@ Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True, eq=False)
-class Question:
+class Asked:
     """A replacement in one pass, 0 clean, 1 on under attack; asked: (n,) bool, of which images."""
 
     name: str
@@ -139,30 +139,30 @@ class Sweep:
         found |= {name: found[transfer] for name, transfer in anew}
         return {name: found[name] for name in names}
 
-    def _drops(self, values: Sequence[float]) -> list[Question]:
+    def _drops(self, values: Sequence[float]) -> list[Asked]:
         everywhere = torch.ones_like(self._labels, dtype=torch.bool)
         return [
-            Question(name, turn, drop(values), everywhere)
+            Asked(name, turn, drop(values), everywhere)
             for turn, name in enumerate((CLEAN, *self._names[TRANSFER]))
         ]
 
-    def _patches(self, site: Site) -> list[Question]:
+    def _patches(self, site: Site) -> list[Asked]:
         """Rescue at each epsilon, then inject."""
         clean, *attacked = (walk.maps(site) for walk in self._walks)
         right, *adv_right = (before.right for before in self._before)
         return [
             *(
-                Question(name, turn, patch(clean), right & ~still)
+                Asked(name, turn, patch(clean), right & ~still)
                 for turn, (name, still) in enumerate(zip(self._names[RESCUE], adv_right, strict=True), 1)
             ),
             *(
-                Question(name, 0, patch(maps), right)
+                Asked(name, 0, patch(maps), right)
                 for name, maps in zip(self._names[INJECT], attacked, strict=True)
             ),
         ]
 
     def _dropped(
-        self, question: Question, predicted: FirstOrder | None, site: Site, channels: Sequence[int]
+        self, question: Asked, predicted: FirstOrder | None, site: Site, channels: Sequence[int]
     ) -> tuple[Answer, Array]:
         """The answer, and how far it moves a logit, (n, channels); of a sample, infinite if the map moves."""
         answer, logits = self._answer(question, predicted, site, channels)
@@ -172,7 +172,7 @@ class Sweep:
         move = (torch.unflatten(logits, 0, (len(channels), -1)) - kept).abs().amax(-1)
         return answer, move.T.cpu().numpy()
 
-    def _kept_logits(self, question: Question, site: Site, channels: Sequence[int]) -> torch.Tensor:
+    def _kept_logits(self, question: Asked, site: Site, channels: Sequence[int]) -> torch.Tensor:
         """(n, classes) of the same way's own pass: a dead neuron moves no logit by a rounding."""
         key = (site, question.turn)
         if key not in self._kept:
@@ -181,7 +181,7 @@ class Sweep:
         return self._kept[key]
 
     def _answer(
-        self, question: Question, predicted: FirstOrder | None, site: Site, channels: Sequence[int]
+        self, question: Asked, predicted: FirstOrder | None, site: Site, channels: Sequence[int]
     ) -> tuple[Answer, torch.Tensor]:
         """One question, and the logits (pairs, classes) of the pairs that were asked."""
         walk, before = self._walks[question.turn], self._before[question.turn]
@@ -228,11 +228,11 @@ class Sweep:
         differs[rows, columns] = found.zero_gradient.cpu().numpy() != blind[rows, 0]
         return answers, estimate(blind, differs, samples[0] if samples else None)
 
-    def _sampled(self, question: Question, site: Site, channels: Sequence[int]) -> FirstOrder | None:
+    def _sampled(self, question: Asked, site: Site, channels: Sequence[int]) -> FirstOrder | None:
         """What a sample is drawn by; None where every pair is asked."""
         return None if self._sample is None else self._first_order(question, site, channels)
 
-    def _first_order(self, question: Question, site: Site, channels: Sequence[int]) -> FirstOrder:
+    def _first_order(self, question: Asked, site: Site, channels: Sequence[int]) -> FirstOrder:
         walk, before = self._walks[question.turn], self._before[question.turn]
         changes, moved = walk.first_order(site, channels, question.replace, self._labels)
         return FirstOrder(
