@@ -7,7 +7,7 @@ import hashlib
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Protocol
+from typing import Literal, Protocol, get_args
 
 import numpy as np
 import torch
@@ -17,7 +17,8 @@ from torch.backends import cudnn
 from fragile_neurons.errors import InputError, check_choice
 from fragile_neurons.foreign import logits_of, refuse_unusable, unwrap
 
-DTYPES = ("float32", "bfloat16")
+DType = Literal["float32", "bfloat16"]
+DTYPES = get_args(DType)
 
 
 class Network(Protocol):

@@ -9,7 +9,7 @@ from pathlib import Path
 from fragile_neurons import own
 from fragile_neurons.analysis.selection import Neurons, neurons_text
 from fragile_neurons.analysis.verdicts import Rule
-from fragile_neurons.attacks.catalogue import missing_extra
+from fragile_neurons.attacks.catalogue import DEFAULT_ATTACKS, missing_extra
 from fragile_neurons.classifier import Classifier
 from fragile_neurons.data.images import ImageData
 from fragile_neurons.evidence import conditions
@@ -109,7 +109,7 @@ def evaluate(
     data: ImageData,
     *,
     output: str | Path | None = None,
-    attacks: str | Sequence[str] = ("fgsm", "pgd", "pgd-strong"),
+    attacks: str | Sequence[str] = DEFAULT_ATTACKS,
     epsilons: Epsilons,
     batch_size: int = 256,
     threads: int | None = None,

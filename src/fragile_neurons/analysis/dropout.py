@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -29,8 +29,9 @@ from fragile_neurons.sweeps.sampling import STANDARD_ERROR, Design, Sample
 from fragile_neurons.sweeps.sweep import Sweep
 from fragile_neurons.sweeps.way import Way
 
-MODES = ("adaptive", "transfer")
-REPLACEMENTS = ("zero", "mean")
+Mode = Literal["adaptive", "transfer"]
+Replace = Literal["zero", "mean"]
+MODES, REPLACEMENTS = get_args(Mode), get_args(Replace)
 
 Array = npt.NDArray[Any]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +13,8 @@ from fragile_neurons.errors import InputError, check_choice
 from fragile_neurons.stats import benjamini_hochberg, mcnemar, sampled_difference, tango
 from fragile_neurons.sweeps.observed import Dropped
 
-RULES = ("tested", "below-mean")
+RuleName = Literal["tested", "below-mean"]
+RULES = get_args(RuleName)
 VERDICTS = ("fragile", "robust", "antifragile", "null", "undecided")
 SIGNIFICANT = 0.05
 NULL_MOVE = 1e-5  # of the largest logit

@@ -24,6 +24,7 @@ ATTACKS: dict[str, Attack] = {
     "autoattack": autoattack.autoattack,
     "square": autoattack.square,
 }
+DEFAULT_ATTACKS = ("fgsm", "pgd", "pgd-strong")  # of `evaluate`
 OF_EXTRAS = ("autoattack", "square")
 
 

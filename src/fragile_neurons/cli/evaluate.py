@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from fragile_neurons import own
-from fragile_neurons.attacks.catalogue import ATTACKS
+from fragile_neurons.attacks.catalogue import ATTACKS, DEFAULT_ATTACKS
 from fragile_neurons.cli import options, running, specs
 from fragile_neurons.runs.spec import make_spec
 
@@ -20,7 +20,7 @@ def evaluate(
             help=f"By commas: {', '.join(ATTACKS)}, or your own: package.module:function or "
             "path/file.py:function."
         ),
-    ] = options.DEFAULT_ATTACKS,
+    ] = ",".join(DEFAULT_ATTACKS),
     model: options.Model = options.EMBEDDED_MODEL,
     weights: options.Weights = None,
     mean: options.Mean = None,

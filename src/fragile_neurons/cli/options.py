@@ -73,7 +73,6 @@ PLAIN: dict[str, object] = {
     **{"batch_size": 256, "threads": None, "seed": 0},
 }
 """The options that all runs share, where a spec does not say."""
-DEFAULT_ATTACKS = "fgsm,pgd,pgd-strong"
 
 
 def subject_options(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import Any
 import typer
 
 from fragile_neurons import own
+from fragile_neurons.attacks.catalogue import DEFAULT_ATTACKS
 from fragile_neurons.cli import options
 from fragile_neurons.data.catalogue import DEFAULT_LIMIT
 from fragile_neurons.errors import InputError
@@ -52,7 +53,7 @@ def specs_in(command: str, path: Path) -> list[Spec]:
             )
         said: dict[str, Any] = {"command": command, **read}
         if command == "evaluate":
-            said.setdefault("attacks", options.split_commas(options.DEFAULT_ATTACKS))
+            said.setdefault("attacks", list(DEFAULT_ATTACKS))
         stand_ins = STAND_INS | ({"epsilon": "0.1"} if command == "harden" else {})
         make_spec(**{**stand_ins, **said})  # refuses what is of a wrong type
         shared = options.subject_options(

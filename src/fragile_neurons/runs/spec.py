@@ -14,8 +14,12 @@ from typing import Literal
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from fragile_neurons.analysis.dropout import Mode, Replace
+from fragile_neurons.analysis.verdicts import RuleName
+from fragile_neurons.classifier import DType
 from fragile_neurons.errors import InputError, check_choice
 from fragile_neurons.norms import format_epsilon, parse_epsilons
+from fragile_neurons.sweeps.choice import SweepName
 from fragile_neurons.sweeps.sampling import STANDARD_ERROR
 
 STEPS, MINUTES = 200, 5.0  # of a fit of gains, which few numbers need no more of
@@ -90,7 +94,7 @@ class Spec(_Frozen):
     skip_bad: bool = False
     epsilons: tuple[str, ...]
     device: str = "cpu"
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: DType = "float32"
     batch_size: int = Field(default=256, ge=4)
     threads: int = Field(default_factory=default_threads, ge=1)
     seed: int = Field(default=0, ge=0)
@@ -142,11 +146,11 @@ class AnalyzeSpec(Spec):
     layer: str = "first"
     neurons: str = "all"
     site: Literal["conv", "norm", "act"] = "conv"
-    replace: Literal["zero", "mean"] = "zero"
-    mode: Literal["adaptive", "transfer"] = "adaptive"
-    sweep: Literal["auto", "reference", "exact", "sampled"] = "auto"
+    replace: Replace = "zero"
+    mode: Mode = "adaptive"
+    sweep: SweepName = "auto"
     standard_error: float = Field(default=STANDARD_ERROR, gt=0, lt=1)
-    verdict_rule: Literal["tested", "below-mean"] = "tested"
+    verdict_rule: RuleName = "tested"
     tolerance: float = Field(default=0.01, gt=0, lt=1)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
 
@@ -18,7 +19,8 @@ from fragile_neurons.sweeps.pairs import Pairs
 from fragile_neurons.sweeps.reference import Reference
 from fragile_neurons.sweeps.way import Way
 
-SWEEPS = ("auto", "reference", "exact", "sampled")
+SweepName = Literal["auto", "reference", "exact", "sampled"]
+SWEEPS = get_args(SweepName)
 TOLERANCES = {"float32": 1e-4, "bfloat16": 0.1}  # of the largest logit
 CHECKED_IMAGES = 4
 
