@@ -111,7 +111,7 @@ def beside_weights(run: fn.Run) -> str:
     pgd = (apgd - left["value"]) / left["share"]
     against = next(row for row in found["against"] if row["network"] == "all weights")
     weights = f"all weights in the same time {other:+.1f} pp at {clean[1]:.1f} %: {gain / other:.0%} of it"
-    attacked = f"PGD gains {100 * pgd:+.1f} pp, APGD {100 * apgd:+.1f}: {apgd / pgd:.0%} are left"
+    attacked = f"PGD gains {100 * pgd:+.1f} pp, APGD {100 * apgd:+.1f}, {100 * apgd / pgd:.0f} % of it"
     return (
         f"{gain:+.1f} pp under PGD at {clean[0]:.1f} % clean, {weights} "
         f"(gains minus weights {difference(against)}). On the images that APGD attacked {attacked}."

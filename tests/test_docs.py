@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
+import fragile_neurons as fn
 from fragile_neurons import open_run
 
 ROOT = Path(__file__).parents[1]
@@ -20,10 +24,25 @@ def test_the_readmes_library_example_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    (example,) = (block for block in blocks("python") if "net.py" not in block)
+    (example,) = (block for block in blocks("python") if "fn.dropout" in block)
     exec(compile(example, "README.md", "exec"), {})
     assert "value" in capsys.readouterr().out
     assert (tmp_path / "runs" / "library" / "neurons.csv").is_file()
+
+
+def test_the_readmes_pictures_are_what_the_network_saw(
+    finished: Path, small_classifier: fn.Classifier, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (example,) = (block for block in blocks("python") if ".examples" in block)
+    made: dict[str, Any] = {}
+    exec(compile(example.replace("runs/x", str(finished)), "README.md", "exec"), made)
+    assert capsys.readouterr().out
+    shown, epsilon = made["shown"], made["shown"]["epsilon"][0]
+    assert 0 < np.abs(made["attacked"] - made["clean"]).max() <= epsilon + 1e-6
+    for name, image in (("clean_top", made["clean"]), ("adversarial_top", made["attacked"])):
+        with torch.no_grad():
+            logits = small_classifier(torch.from_numpy(image).float().unsqueeze(0))
+        assert shown[name][0].tolist() == logits[0].argsort(descending=True)[:3].tolist()
 
 
 def test_every_file_the_readme_links_to_exists() -> None:

@@ -28,12 +28,17 @@ def analyze(
     site: Annotated[str, typer.Option(help="conv (the layer's output), norm or act.")] = "conv",
     replace: Annotated[str, typer.Option(help="What a dropped channel becomes: zero or mean.")] = "zero",
     epsilons: options.Epsilons = None,
-    mode: Annotated[str, typer.Option(help="adaptive (attack each network anew) or transfer.")] = "adaptive",
+    mode: Annotated[
+        str,
+        typer.Option(
+            help="adaptive (each network is attacked anew) or transfer (faster; no verdicts under attack)."
+        ),
+    ] = "adaptive",
     sweep: Annotated[
         str,
         typer.Option(
             help="auto, exact (fast) or reference (any network, slow): the same numbers; sampled: estimates, "
-            "faster for many neurons and images."
+            "faster from about 10,000 images on."
         ),
     ] = "auto",
     standard_error: Annotated[

@@ -17,8 +17,8 @@ def evaluate(
     attacks: Annotated[
         str,
         typer.Option(
-            help=f"By commas: {', '.join(ATTACKS)}, or your own: package.module:function or "
-            "path/file.py:function."
+            help=f"By commas: {', '.join(ATTACKS)} (the last two with the extra autoattack), or your own: "
+            "package.module:function or path/file.py:function, see docs/attacks.md."
         ),
     ] = ",".join(DEFAULT_ATTACKS),
     model: options.Model = options.EMBEDDED_MODEL,
@@ -52,7 +52,7 @@ def evaluate(
 
       fragile-neurons evaluate --model cifar10-resnet20 --data cifar10 --attacks fgsm,pgd,autoattack
 
-      fragile-neurons evaluate --attacks fgsm,my_attacks.py:deepfool --epsilons 0.1
+      fragile-neurons evaluate --attacks fgsm,my_attacks.py:torchattacks_pgd --epsilons 0.1
 
       fragile-neurons evaluate --spec runs/x/spec.toml --output runs/again
     """

@@ -40,7 +40,9 @@ def harden(
     keep_energy: Annotated[
         bool, typer.Option("--keep-energy", help="Keep each layer's total activation energy.")
     ] = False,
-    tolerance: Annotated[str, typer.Option(help="A drop this large is not robust at all.")] = "1pp",
+    tolerance: Annotated[
+        str, typer.Option(help="Of the proportional rule: a drop this large is not robust at all.")
+    ] = "1pp",
     site: Annotated[
         str, typer.Option(help="conv, norm, or auto: norm where a batch norm follows every layer alone.")
     ] = "auto",
@@ -69,7 +71,8 @@ def harden(
 
     Fitted on the training images if they are there, else on one half of val; chosen on val; judged on test,
     attacked anew, beside the same gains on other neurons. It may well say that this does not help.
-    hardened.safetensors loads into the network's own class. Stopped and started again, it goes on.
+    hardened.safetensors loads into the network's own class. Stopped and started again, it goes on. A folder
+    of images has PATH/test and PATH/val, and may have PATH/train.
 
     Examples:
       fragile-neurons harden --epsilon 0.1

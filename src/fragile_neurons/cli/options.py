@@ -32,7 +32,11 @@ Weights = Annotated[
     typer.Option(metavar="FILE", help="A file of weights, or the word torchvision to fetch its own."),
 ]
 Data = Annotated[
-    str | None, typer.Option(help="A name (see `fragile-neurons data list`), folder:PATH or npz:PATH.")
+    str | None,
+    typer.Option(
+        help="A name (see `fragile-neurons data list`), folder:PATH or npz:PATH. Default: what a bundled "
+        "network was trained on."
+    ),
 ]
 Split = Annotated[str, typer.Option(help="test, val or train.")]
 Limit = Annotated[
@@ -52,7 +56,8 @@ Std = Annotated[str | None, typer.Option(help="Per channel, by commas.")]
 Epsilons = Annotated[
     str | None,
     typer.Option(
-        help="L-infinity budgets in pixels of [0, 1], by commas, e.g. 1/255,0.1; '' for clean only (analyze)."
+        help="L-infinity budgets in pixels of [0, 1], by commas, e.g. 1/255,0.1. Default: 0.05,0.1,0.2 for "
+        "mnist, else 1/255,2/255,8/255. '' for clean only (analyze) or no curves beside --epsilon (harden)."
     ),
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
