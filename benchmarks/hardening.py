@@ -20,7 +20,7 @@ from bench import Cache, Row, machine, table
 import fragile_neurons as fn
 from fragile_neurons.analysis.robustness import observe_attack
 from fragile_neurons.cli.console import progress
-from fragile_neurons.report.hardening import TRIED, difference, tried_rows
+from fragile_neurons.report.hardening import TRIED, controls, difference, gained, tried_rows
 from fragile_neurons.runs.spec import make_spec
 from fragile_neurons.stats import wilson
 from fragile_neurons.workflows import run_spec
@@ -72,9 +72,8 @@ def autoattacked(cache: Cache, model: str, weights: Path | None) -> str:
 def row_of(cache: Cache, model: str, name: str, run: fn.Run) -> Row:
     """What a run found, at its epsilon."""
     found = run.summary["hardening"]
-    by = {row["attack"]: row for row in found["differences"] if row["epsilon"] in ("0", found["epsilon"])}
-    controls = {row["network"]: row["value"] for row in found["accuracies"] if row["attack"] == "pgd-10"}
-    shuffled = [100 * value for control, value in controls.items() if control.startswith("shuffled")]
+    by, values = gained(found), {network: row["value"] for network, row in controls(found).items()}
+    shuffled = [100 * value for network, value in values.items() if network.startswith("shuffled")]
     return {
         "rule": name,
         "verdict": found["verdict"] + (" (identity)" if found["is_identity"] else ""),
@@ -89,10 +88,10 @@ def row_of(cache: Cache, model: str, name: str, run: fn.Run) -> Row:
             )
         },
         "AutoAttack, %": autoattacked(cache, model, run.hardened_weights),
-        "PGD-10, %": f"{100 * controls['hardened']:.1f}",
+        "PGD-10, %": f"{100 * values['hardened']:.1f}",
         "shuffled": f"{min(shuffled):.1f} to {max(shuffled):.1f}",
-        "inverted": f"{100 * controls['inverted']:.1f}",
-        "uniform": f"{100 * controls['uniform']:.1f}",
+        "inverted": f"{100 * values['inverted']:.1f}",
+        "uniform": f"{100 * values['uniform']:.1f}",
     }
 
 

@@ -14,6 +14,7 @@ from fragile_neurons.errors import FragileNeuronsError, InputError
 from fragile_neurons.foreign import logits_of
 
 PROBE_IMAGES = 8
+FLAGGED = ("fail", "warn")  # statuses of a check
 TOLERANCE = 1e-4  # of the largest logit; batch-mates and repeats may only move the last bits
 
 

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fragile_neurons.cli.console import console
+from fragile_neurons.probe import FLAGGED
 from fragile_neurons.report import evaluation, hardening, sentences
 from fragile_neurons.report.tables import FRAGILE, TARGETED, Columns, last_epsilon, top_neurons
 from fragile_neurons.runs.run import Run
@@ -105,7 +106,7 @@ def _show_analysis(run: Run) -> None:
     lines += [
         f"{check['name']:<18} {check['status']}: {evaluation.explained(check)}"
         for check in found["checks"]
-        if check["status"] in evaluation.FLAGGED
+        if check["status"] in FLAGGED
     ]
     if found["spec"]["found"]["sweep"] != "exact":
         lines.append(sentences.sweep(found))

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from fragile_neurons.hardening.trials import HARDENED, ORIGINAL, SHUFFLED
-from fragile_neurons.report.hardening import ATTACKS
+from fragile_neurons.report.hardening import ATTACKS, controls
 from fragile_neurons.runs.run import Run
 
 Row = dict[str, Any]
@@ -335,6 +335,5 @@ def _controls(one: Row) -> list[Row]:
             kind=SHUFFLED if row["network"].startswith(SHUFFLED) else row["network"],
             attack=ATTACKS[row["attack"]],
         )
-        for row in one["accuracies"]
-        if row["attack"] == "pgd-10" and row["made_on"] == row["network"]
+        for row in controls(one).values()
     ]

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
+from fragile_neurons.probe import FLAGGED
 from fragile_neurons.report import sentences
 
 Found = dict[str, Any]
-FLAGGED = ("fail", "warn")
 
 
 def accuracy_rows(found: Found) -> tuple[list[str], list[list[str]]]:

@@ -5,14 +5,26 @@ from __future__ import annotations
 from typing import Any
 
 from fragile_neurons.attacks.autoattack import INSTALL
+from fragile_neurons.hardening.observe import APGD, CLEAN, FGSM, PGD, SHORT_PGD
 from fragile_neurons.hardening.trials import SHUFFLED
 from fragile_neurons.report.sentences import accuracy, points
 
 Found = dict[str, Any]
-ATTACKS = {"fgsm": "FGSM", "pgd": "PGD-20 x 5", "apgd": "APGD-CE + T", "pgd-10": "PGD-10"}
+ATTACKS = {FGSM: "FGSM", PGD: "PGD-20 x 5", APGD: "APGD-CE + T", SHORT_PGD: "PGD-10"}
 
 HEADER = ["attack", "epsilon", "original", "hardened", "difference, pp", "n"]
 OTHERS = ["network", "numbers", "seconds", "clean", "PGD-20 x 5", "hardened - it, pp"]
+
+
+def gained(hardening: Found) -> dict[str, Found]:
+    """By attack, clean among them: the differences at the epsilon that was hardened against."""
+    here = ("0", hardening["epsilon"])
+    return {row["attack"]: row for row in hardening["differences"] if row["epsilon"] in here}
+
+
+def controls(hardening: Found) -> dict[str, Found]:
+    """By network: the accuracies under the attack of the controls, PGD-10; none if there are no controls."""
+    return {row["network"]: row for row in hardening["accuracies"] if row["attack"] == SHORT_PGD}
 
 
 def difference_rows(found: Found) -> list[list[str]]:
@@ -20,8 +32,8 @@ def difference_rows(found: Found) -> list[list[str]]:
     rows = []
     for row in found["hardening"]["differences"]:
         before, after = (_at(found, name, row["attack"], row["epsilon"]) for name in ("original", "hardened"))
-        if row["attack"] != "pgd-10" and before and after:
-            attack = "none" if row["attack"] == "clean" else ATTACKS[row["attack"]]
+        if row["attack"] != SHORT_PGD and before and after:
+            attack = "none" if row["attack"] == CLEAN else ATTACKS[row["attack"]]
             cells = [attack, row["epsilon"], accuracy(before), accuracy(after), difference(row)]
             rows.append([*cells, f"{row['n']:,}"])
     return rows
@@ -134,7 +146,7 @@ def described(found: Found) -> str:
 def control_lines(found: Found) -> list[str]:
     """Shuffled, inverted and uniform gains under PGD-10; transfer both ways; the stronger attacks."""
     epsilon, lines = found["hardening"]["epsilon"], []
-    named = {row["network"]: row for row in found["hardening"]["accuracies"] if row["attack"] == "pgd-10"}
+    named = controls(found["hardening"])
     if named:
         shuffled = [row["value"] for name, row in named.items() if name.startswith(SHUFFLED)]
         plain = [name for name in named if not name.startswith(SHUFFLED)]
@@ -154,11 +166,8 @@ def control_lines(found: Found) -> list[str]:
         )
     if all(row["attack"] != "apgd" for row in found["hardening"]["differences"]):
         lines.append(f"APGD was not asked: AutoAttack is not installed ({INSTALL}).")
-    gained = any(
-        row["value"] > 0 and (row["attack"], row["epsilon"]) == ("pgd", epsilon)
-        for row in found["hardening"]["differences"]
-    )
-    for row in found["hardening"]["left_over"] if gained else ():
+    rises = gained(found["hardening"])[PGD]["value"] > 0
+    for row in found["hardening"]["left_over"] if rises else ():
         name = ATTACKS.get(row["attack"], row["attack"])
         interval = f"[{points(row['low'])}, {points(row['high'])}]"
         lines.append(

@@ -16,7 +16,7 @@ from fragile_neurons.hardening.trials import HARDENED, Trial
 from fragile_neurons.hardening.verdict import BoolArray
 from fragile_neurons.honesty import Evidence, check_attacks, check_inputs
 from fragile_neurons.norms import parse_epsilon
-from fragile_neurons.probe import Check
+from fragile_neurons.probe import FLAGGED, Check
 from fragile_neurons.runs.hardening import fitted, gains_of, network_of, trials_of
 from fragile_neurons.runs.ledger import Ledger
 from fragile_neurons.runs.spec import HardenSpec
@@ -122,7 +122,7 @@ def collect_hardening(subject: Subject, ledger: Ledger) -> Hardened:
         chosen=tuple(_chosen(name, arrays) for name, arrays in chosen.items() if "kept" in arrays),
         checks=(
             *subject.selection.checks,
-            *(replace(one, name=f"original, {one.name}") for one in before if one.status in ("warn", "fail")),
+            *(replace(one, name=f"original, {one.name}") for one in before if one.status in FLAGGED),
             *after,
             *check_attacks(evidence),
         ),

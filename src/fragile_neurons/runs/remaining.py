@@ -10,6 +10,7 @@ from pathlib import Path
 
 from fragile_neurons.errors import IncompleteError
 from fragile_neurons.honesty import check_inputs
+from fragile_neurons.probe import FLAGGED
 from fragile_neurons.runs.engines import Engine
 from fragile_neurons.runs.ledger import Ledger
 from fragile_neurons.runs.subject import Subject
@@ -78,5 +79,5 @@ def _warn(subject: Subject, ledger: Ledger) -> None:
     if len(cheap) < len(WARNED_OF):
         return
     for check in check_inputs(cheap["inputs"], cheap["gradients"], subject.data.classes):
-        if check.status in ("warn", "fail"):
+        if check.status in FLAGGED:
             log.warning("%s (%s): %s; %s", check.name, check.status, check.meaning, check.advice)
