@@ -13,6 +13,7 @@ from relations import HEADLINES, corrected, over_networks
 from fragile_neurons.analysis.verdicts import VERDICTS
 from fragile_neurons.hardening.trials import SHUFFLED
 from fragile_neurons.norms import parse_epsilon
+from fragile_neurons.report import hardening
 from fragile_neurons.report.drawing import BLUE, GREEN, GREY, ORANGE, VERMILION, verdict_colour
 
 PALE = "#cccccc"
@@ -232,7 +233,7 @@ def layers() -> alt.TopLevelMixin:
     )
 
 
-JUDGED = {"clean": "clean", "pgd": ATTACKS["pgd"], "apgd": "APGD-CE + T"}
+JUDGED = {"clean": "clean", "pgd": "PGD-20 x 5, both losses", "apgd": "APGD-CE + T"}
 KINDS = {"original": BLUE, "hardened": ORANGE, SHUFFLED: "#00000055", "inverted": GREEN}
 
 
@@ -242,14 +243,13 @@ def hardened() -> alt.TopLevelMixin:
     for run in runs("harden"):
         found = run.summary["hardening"]
         names.append(f"{run.name}: {found['rule']}, {run.spec['layer']}")
-        for row in found["differences"]:
-            attack = JUDGED.get(row["attack"])
-            if attack and row["epsilon"] in ("0", found["epsilon"]):
-                points = {name: 100 * value for name, value in _bounds(row).items()}
-                gained.append({"network": names[-1], "attack": attack, **points})
-        for row in found["accuracies"]:
-            kind = row["network"].partition(" ")[0]
-            if row["attack"] == "pgd-10" and kind in KINDS:
+        for name, row in hardening.gained(found).items():
+            if name in JUDGED:
+                points = {bound: 100 * value for bound, value in _bounds(row).items()}
+                gained.append({"network": names[-1], "attack": JUDGED[name], **points})
+        for network, row in hardening.controls(found).items():
+            kind = network.partition(" ")[0]
+            if kind in KINDS:
                 controls.append({"network": names[-1], "kind": kind, **_bounds(row)})
     y = alt.Y("network:N", sort=names, title=None)
     zero = alt.Chart().mark_rule(strokeDash=[2, 3], color=GREY).encode(x=alt.datum(0))

@@ -13,6 +13,7 @@ from relations import HEADLINES
 
 from fragile_neurons.analysis.verdicts import VERDICTS
 from fragile_neurons.hardening.trials import SHUFFLED
+from fragile_neurons.probe import FLAGGED
 from fragile_neurons.report import hardening
 from fragile_neurons.report.sentences import accuracy, condition, percent
 
@@ -46,7 +47,7 @@ def checks() -> str:
 
 
 def _doubts(run: Kept) -> str:
-    found = [one for one in run.summary["checks"] if one["status"] in ("warn", "fail")]
+    found = [one for one in run.summary["checks"] if one["status"] in FLAGGED]
     return "; ".join(f"{one['name']}: {one['status']} ({one['value']:.3g})" for one in found) or "nothing"
 
 
@@ -179,11 +180,9 @@ def hardened() -> str:
     rows = []
     for run in runs("harden"):
         found = run.summary["hardening"]
-        judged_at = ("0", found["epsilon"])
-        at = [row for row in found["differences"] if row["epsilon"] in judged_at]
-        by = {row["attack"]: hardening.difference(row) for row in at}
+        by = {attack: hardening.difference(row) for attack, row in hardening.gained(found).items()}
         own = [row for row in found["accuracies"] if row["network"] == row["made_on"] == "original"]
-        before = {row["attack"]: row for row in own if row["epsilon"] in judged_at}
+        before = {row["attack"]: row for row in own if row["epsilon"] in ("0", found["epsilon"])}
         against = {row["network"]: hardening.difference(row) for row in found["against"]}
         cells = [*_hardening(run), f"{found['numbers']:,}"]
         cells += [found["verdict"] + (" (identity)" if found["is_identity"] else "")]
@@ -205,7 +204,7 @@ def hardening_controls() -> str:
     rows = []
     for run in runs("harden"):
         found = run.summary["hardening"]
-        by = {row["network"]: row for row in found["accuracies"] if row["attack"] == "pgd-10"}
+        by = hardening.controls(found)
         shuffled = [row["value"] for name, row in by.items() if name.startswith(SHUFFLED)]
         tried = [row for row in found["chosen"] if row["network"].startswith(SHUFFLED)]
         weakened = sum(row["strengths"][row["taken"]] < 1 for row in tried)
