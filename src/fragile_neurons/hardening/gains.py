@@ -114,7 +114,7 @@ class Gains:
 
         Raises InputError for rows that are not those of all channels of some of these layers.
         """
-        rows, sites = table.to_pylist(), []
+        rows = table.to_pylist()
         try:
             found = {(row["layer"], row["channel"]): (row["gain"], row["shift"]) for row in rows}
             chosen = {row["layer"]: row["site"] for row in rows}
