@@ -22,7 +22,7 @@ test-slow: $(INSTALLED)  ## simulations and long runs
 torture: $(INSTALLED)  ## docs/torture.md: runs killed and damaged, nothing lost
 	$(BIN)/python tests/faults/torture.py --kills 50 --flips 100 --output docs/torture.md
 
-study: $(INSTALLED)  ## the paper's experiment on fifteen networks: about ten hours on two cores, goes on where it was
+study: $(INSTALLED)  ## the paper's experiment by seventeen trainings: about ten hours on two cores, goes on where it was
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python docs/study/study.py; code=$$?; $(BIN)/python docs/study/page.py && exit $$code
 
 study-tables: $(INSTALLED)  ## docs/study.md from the files under docs/study

@@ -25,8 +25,20 @@ def analyze(
     skip_bad: options.SkipBad = False,
     layer: Annotated[str, typer.Option(help="first, all, or a pattern of names such as 'conv*'.")] = "first",
     neurons: Annotated[str, typer.Option(help="all, N of each layer, or conv1:3,conv1:17.")] = "all",
-    site: Annotated[str, typer.Option(help="conv (the layer's output), norm or act.")] = "conv",
-    replace: Annotated[str, typer.Option(help="What a dropped channel becomes: zero or mean.")] = "zero",
+    site: Annotated[
+        str,
+        typer.Option(
+            help="conv (the layer's own output), norm or act (after the normalisation or activation that "
+            "follows). A batch norm makes a constant of a zero at conv; at act nothing of the channel is left."
+        ),
+    ] = "conv",
+    replace: Annotated[
+        str,
+        typer.Option(
+            help="What a dropped channel becomes: zero, or mean, its average over the images, which takes "
+            "what it tells and leaves its level."
+        ),
+    ] = "zero",
     epsilons: options.Epsilons = None,
     mode: Annotated[
         str,
@@ -45,8 +57,16 @@ def analyze(
         str,
         typer.Option(help="What a sampled sweep may err by for asking few images; less is slower."),
     ] = "0.1pp",
-    verdict_rule: Annotated[str, typer.Option(help="tested or below-mean.")] = "tested",
-    tolerance: Annotated[str, typer.Option(help="A drop surely within it is robust.")] = "1pp",
+    verdict_rule: Annotated[
+        str,
+        typer.Option(
+            help="tested: fragile if more images are lost than by chance. below-mean: if the accuracy "
+            "without it is below the layer's mean, however little; some nearly always are."
+        ),
+    ] = "tested",
+    tolerance: Annotated[
+        str, typer.Option(help="With tested: a drop surely within it is robust. A share, e.g. 0.5pp.")
+    ] = "1pp",
     device: options.Device = "auto",
     dtype: Annotated[
         str, typer.Option(help="float32, or bfloat16: faster where the processor has it, other numbers.")
