@@ -19,7 +19,13 @@ NETWORKS = (
     *("resnet18", "squeezenet1_1", "shufflenet_v2_x1_0", "mobilenet_v3_small"),
 )
 ATTACKS = {"fgsm": "FGSM", "pgd": "PGD-20 x 5, cross-entropy", "pgd-strong": "PGD-100 x 4, decaying"}
-TRAININGS = {"seed0": "seed 0", "seed1": "seed 1", "seed2": "seed 2", "adamw": "AdamW", "epochs24": "24 epochs"}
+TRAININGS = {
+    "seed0": "seed 0",
+    "seed1": "seed 1",
+    "seed2": "seed 2",
+    "adamw": "AdamW",
+    "epochs24": "24 epochs",
+}
 Found = dict[str, Any]
 Column = np.ndarray[Any, np.dtype[np.float64]]
 

@@ -29,7 +29,7 @@ def analyze(
         str,
         typer.Option(
             help="conv (the layer's own output), norm or act (after the normalisation or activation that "
-            "follows). A batch norm makes a constant of a zero at conv; at act nothing of the channel is left."
+            "follows). A batch norm makes a zero at conv a constant; at act nothing of the channel is left."
         ),
     ] = "conv",
     replace: Annotated[
