@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 import torchvision
 from drawn import classifiers
 from hypothesis import HealthCheck, Phase, given, settings
+from torch.nn import functional
 
 import fragile_neurons as fn
 from fragile_neurons.attacks.fgsm import fgsm
@@ -20,7 +21,7 @@ from fragile_neurons.models.architectures import resnet20
 from fragile_neurons.neurons import Layer, executed_layers
 from fragile_neurons.sweeps.exact import Exact, whole_runs
 from fragile_neurons.sweeps.pairs import Pairs
-from fragile_neurons.sweeps.quick import SmallMaps
+from fragile_neurons.sweeps.quick import HalvedMaps, SmallMaps
 from fragile_neurons.sweeps.reference import Reference
 
 IMAGES, CHANNELS = 8, 8
@@ -183,6 +184,73 @@ def test_grouped_convolutions_and_worded_paddings_are_left_as_they_are(
     (first, *_) = executed_layers(classifier, images)
     rest = Exact(classifier, images).split(first.site("conv")).rest
     assert sum(isinstance(one, SmallMaps) for one in rest.modules()) == multiplied
+
+
+@pytest.mark.parametrize("size", [(6, 4), (7, 5), (2, 3)])
+def test_maps_are_halved_as_torch_pools_them(size: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    maps = torch.randn(5, 4, *size)
+    maps[0, 0, 0, 1], maps[1, 2, 1, 0], maps[2] = torch.nan, torch.inf, -torch.inf
+    for layout in (torch.contiguous_format, torch.channels_last):
+        found = HalvedMaps()(maps.contiguous(memory_format=layout))
+        torch.testing.assert_close(found, functional.max_pool2d(maps, 2), atol=0, rtol=0, equal_nan=True)
+
+
+class Pooled(torch.nn.Module):
+    """Pooling behind a ReLU behind the layer that mixes the dropped channels."""
+
+    def __init__(self, pool: Callable[[torch.Tensor], torch.Tensor], pixels: int, read_twice: bool) -> None:
+        super().__init__()
+        self.first, self.second = torch.nn.Conv2d(1, 4, 3, padding=1), torch.nn.Conv2d(4, 6, 3, padding=1)
+        self.relu, self.pool, self.read_twice = torch.nn.ReLU(inplace=True), pool, read_twice
+        self.linear = torch.nn.Linear(6 * pixels, 3)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        active = self.relu(self.second(functional.relu(self.first(images))))
+        logits: torch.Tensor = self.linear(self.pool(active).flatten(1))
+        return logits + active.mean(dim=(1, 2, 3)).unsqueeze(1) if self.read_twice else logits
+
+
+@pytest.mark.parametrize(
+    ("pool", "pixels", "halved"),
+    [
+        (torch.nn.MaxPool2d(2), 9, True),
+        (torch.nn.MaxPool2d((2, 2), stride=(2, 2)), 9, True),
+        (lambda maps: functional.max_pool2d(maps, 2), 9, True),
+        (lambda maps: functional.max_pool2d(maps, (2, 2), stride=2), 9, True),
+        (torch.nn.MaxPool2d(2, ceil_mode=True), 16, False),
+        (torch.nn.MaxPool2d(2, padding=1), 16, False),
+        (torch.nn.MaxPool2d(2, stride=1), 36, False),
+        (torch.nn.MaxPool2d(2, dilation=2), 9, False),
+        (torch.nn.MaxPool2d((2, 3), stride=2), 9, False),
+        (lambda maps: functional.max_pool2d(maps, 3, stride=2, padding=1), 16, False),
+        (lambda maps: functional.avg_pool2d(maps, 2), 9, False),
+    ],
+)
+def test_only_pooling_of_two_by_two_is_done_as_maxima(
+    pool: Callable[[torch.Tensor], torch.Tensor], pixels: int, halved: bool
+) -> None:
+    torch.manual_seed(0)
+    images = torch.rand(IMAGES, 1, 7, 7)
+    classifier = fn.Classifier(Pooled(pool, pixels, read_twice=False), mean=[0.4], std=[0.3])
+    assert_exact(classifier, images)
+    (first, *_) = executed_layers(classifier, images)
+    rest = Exact(classifier, images).split(first.site("conv")).rest
+    assert any(isinstance(one, HalvedMaps) for one in rest.modules()) == halved
+
+
+@pytest.mark.parametrize("read_twice", [False, True])
+def test_a_rectification_that_only_pooling_reads_follows_it(read_twice: bool) -> None:
+    torch.manual_seed(0)
+    images = torch.rand(IMAGES, 1, 7, 7)
+    classifier = fn.Classifier(Pooled(torch.nn.MaxPool2d(2), 9, read_twice), mean=[0.4], std=[0.3])
+    assert_exact(classifier, images)
+    (first, *_) = executed_layers(classifier, images)
+    rest = Exact(classifier, images).split(first.site("conv")).rest
+    modules = dict(rest.named_modules())
+    called = [type(modules[str(node.target)]) for node in rest.graph.nodes if node.op == "call_module"]
+    order = [torch.nn.ReLU, HalvedMaps] if read_twice else [HalvedMaps, torch.nn.ReLU]
+    assert called[:2] == order
 
 
 def test_chunks_share_no_memory_where_the_mixing_layer_is_the_last() -> None:

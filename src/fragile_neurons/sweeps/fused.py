@@ -86,9 +86,6 @@ def fuse(rest: fx.GraphModule, shapes: Mapping[fx.Node, torch.Size], *, rectify:
             return isinstance(modules[str(node.target)], NEW)
         return node.op == "placeholder" or node.target in SUMS | RECTIFICATIONS
 
-    def is_rectification(node: fx.Node) -> bool:
-        return node.target in RECTIFICATIONS or isinstance(modules.get(str(node.target)), nn.ReLU)
-
     def is_spare(node: object, total: fx.Node) -> bool:
         """Whether a sum may overwrite it: all others who read it have done so, and kept none of it."""
         if not isinstance(node, fx.Node) or shapes.get(node) != shapes.get(total) or not is_new(node):
@@ -109,7 +106,7 @@ def fuse(rest: fx.GraphModule, shapes: Mapping[fx.Node, torch.Size], *, rectify:
                 overwritten.add(added)
                 place, inputs = total, [*inputs, added]
         active = _only_user(place)
-        rectified = rectify and is_rectification(active)
+        rectified = rectify and is_rectification(active, modules)
         if place is node and not rectified:
             continue
         place.op, place.target, place.args = "call_module", f"fused_{node.name}", tuple(inputs)
@@ -122,6 +119,11 @@ def fuse(rest: fx.GraphModule, shapes: Mapping[fx.Node, torch.Size], *, rectify:
             rest.graph.erase_node(active)
     rest.delete_all_unused_submodules()
     rest.recompile()
+
+
+def is_rectification(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
+    """Whether it is a ReLU; modules: by what nodes call them."""
+    return node.target in RECTIFICATIONS or isinstance(modules.get(str(node.target)), nn.ReLU)
 
 
 def _only_user(node: fx.Node) -> fx.Node:

@@ -22,6 +22,7 @@ class Mixing:
     def __init__(self, layer: nn.Module, place: Place, before: torch.Tensor, after: torch.Tensor) -> None:
         self.layer, self.place = layer, place
         self._found: torch.Tensor | None = None
+        self._windows: torch.Tensor | None = None
         output: torch.Tensor = layer(before)
         change = (after - before).to(output.dtype)
         if isinstance(layer, nn.Conv2d):
@@ -75,4 +76,6 @@ class Mixing:
             change.storage_offset(),
         )
         # copied tap by tap: rows of pixels lie together, the taps of one output do not
-        return windows.reshape(shape[0] * shape[1], -1).t()
+        if self._windows is None or self._windows.shape != windows.shape:
+            self._windows = torch.empty_like(windows, memory_format=torch.contiguous_format)
+        return self._windows.copy_(windows).view(shape[0] * shape[1], -1).t()

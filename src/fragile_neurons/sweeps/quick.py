@@ -7,12 +7,13 @@ import math
 import operator
 from collections.abc import Mapping, Sequence
 from itertools import product
+from typing import Any, cast
 
 import torch
 from torch import fx, nn
 from torch.nn import functional
 
-from fragile_neurons.sweeps.fused import FusedConv, fuse
+from fragile_neurons.sweeps.fused import FusedConv, fuse, is_rectification
 from fragile_neurons.sweeps.graph import Traced
 
 LARGEST = 1 << 23  # values of a matrix that stands for a convolution
@@ -20,15 +21,16 @@ INPLACE_FUNCTIONS = {functional.relu, functional.relu6, functional.silu, functio
 
 
 def quicken(
-    rest: fx.GraphModule, shapes: Mapping[fx.Node, torch.Size], traced: Traced, *, rectify: bool
+    rest: fx.GraphModule, shapes: dict[fx.Node, torch.Size], traced: Traced, *, rectify: bool
 ) -> None:
-    """Change a graph over maps channels last, whose values nobody else reads; shapes: of its nodes.
+    """Change a graph over maps channels last, whose values nobody else reads.
 
-    traced: what it is a part of. rectify: see `fuse`.
+    shapes: of its nodes, kept true. traced: what it is a part of. rectify: see `fuse`.
     """
     _flatten_as_it_lies(rest, shapes, traced)
     _multiply_small_maps(rest, shapes, traced)
     fuse(rest, shapes, rectify=rectify)
+    _halve_maps(rest, shapes)
     _put_in_place(rest, shapes)
 
 
@@ -91,6 +93,46 @@ def _multiply_small_maps(rest: fx.GraphModule, shapes: Mapping[fx.Node, torch.Si
             rest.add_submodule(node.target, traced.make(SmallMaps, conv, size))
     rest.delete_all_unused_submodules()
     rest.recompile()
+
+
+class HalvedMaps(nn.Module):
+    """Max-pooling of 2 x 2 pixels that do not overlap: torch's own also notes where each maximum is."""
+
+    def forward(self, maps: torch.Tensor) -> torch.Tensor:
+        height, width = (side // 2 * 2 for side in maps.shape[2:])
+        lines = torch.unflatten(maps[:, :, :height, :width].movedim(1, -1), 1, (-1, 2))
+        pixels = torch.unflatten(torch.maximum(lines[:, :, 0], lines[:, :, 1]), 2, (-1, 2))
+        return torch.maximum(pixels[:, :, :, 0], pixels[:, :, :, 1]).movedim(-1, 1)
+
+
+def _halve_maps(rest: fx.GraphModule, shapes: dict[fx.Node, torch.Size]) -> None:
+    """Let max-pooling of 2 x 2 be maxima; a rectification that it alone reads follows it, on fewer values."""
+    modules = dict(rest.named_modules())
+    for node in list(rest.graph.nodes):
+        if len(shapes.get(node, ())) != 4 or not _halves(node, modules):
+            continue
+        before = node.args[0]
+        assert isinstance(before, fx.Node)
+        node.op, node.target, node.args, node.kwargs = "call_module", f"halved_{node.name}", (before,), {}
+        rest.add_submodule(node.target, HalvedMaps())
+        if is_rectification(before, modules) and len(before.users) == 1:
+            node.replace_all_uses_with(before)
+            node.args, before.args = before.args[:1], (node, *before.args[1:])
+            node.append(before)
+            shapes[before] = shapes[node]
+    rest.delete_all_unused_submodules()
+    rest.recompile()
+
+
+def _halves(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
+    """Whether it is max-pooling of 2 x 2 pixels that do not overlap."""
+    pool = modules.get(str(node.target)) if node.op == "call_module" else None
+    if node.target is functional.max_pool2d:
+        pool = nn.MaxPool2d(*cast("Any", node.args[1:]), **cast("Any", node.kwargs))
+    if not isinstance(pool, nn.MaxPool2d) or pool.ceil_mode or pool.return_indices:
+        return False
+    sizes = zip((pool.kernel_size, pool.stride, pool.padding, pool.dilation), (2, 2, 0, 1), strict=True)
+    return all(size in (asked, (asked, asked), [asked, asked]) for size, asked in sizes)
 
 
 def _flatten_as_it_lies(rest: fx.GraphModule, shapes: Mapping[fx.Node, torch.Size], traced: Traced) -> None:
@@ -158,4 +200,4 @@ def _put_in_place(rest: fx.GraphModule, shapes: Mapping[fx.Node, torch.Size]) ->
     rest.recompile()
 
 
-PRODUCING = (nn.Conv2d, FusedConv, SmallMaps, nn.Linear, nn.BatchNorm2d)
+PRODUCING = (nn.Conv2d, FusedConv, SmallMaps, HalvedMaps, nn.Linear, nn.BatchNorm2d)
