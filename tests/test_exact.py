@@ -199,16 +199,18 @@ def test_maps_are_halved_as_torch_pools_them(size: tuple[int, int]) -> None:
 class Pooled(torch.nn.Module):
     """Pooling behind a ReLU behind the layer that mixes the dropped channels."""
 
-    def __init__(self, pool: Callable[[torch.Tensor], torch.Tensor], pixels: int, read_twice: bool) -> None:
+    def __init__(self, pool: Callable[[torch.Tensor], torch.Tensor], pixels: int, read: str = "once") -> None:
         super().__init__()
         self.first, self.second = torch.nn.Conv2d(1, 4, 3, padding=1), torch.nn.Conv2d(4, 6, 3, padding=1)
-        self.relu, self.pool, self.read_twice = torch.nn.ReLU(inplace=True), pool, read_twice
+        self.relu, self.pool, self.read = torch.nn.ReLU(inplace=True), pool, read
         self.linear = torch.nn.Linear(6 * pixels, 3)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        active = self.relu(self.second(functional.relu(self.first(images))))
+        maps = self.second(functional.relu(self.first(images)))
+        active = self.relu(maps)
         logits: torch.Tensor = self.linear(self.pool(active).flatten(1))
-        return logits + active.mean(dim=(1, 2, 3)).unsqueeze(1) if self.read_twice else logits
+        again = {"once": None, "twice": active, "before, too": maps}[self.read]
+        return logits if again is None else logits + again.mean(dim=(1, 2, 3)).unsqueeze(1)
 
 
 @pytest.mark.parametrize(
@@ -232,24 +234,24 @@ def test_only_pooling_of_two_by_two_is_done_as_maxima(
 ) -> None:
     torch.manual_seed(0)
     images = torch.rand(IMAGES, 1, 7, 7)
-    classifier = fn.Classifier(Pooled(pool, pixels, read_twice=False), mean=[0.4], std=[0.3])
+    classifier = fn.Classifier(Pooled(pool, pixels), mean=[0.4], std=[0.3])
     assert_exact(classifier, images)
     (first, *_) = executed_layers(classifier, images)
     rest = Exact(classifier, images).split(first.site("conv")).rest
     assert any(isinstance(one, HalvedMaps) for one in rest.modules()) == halved
 
 
-@pytest.mark.parametrize("read_twice", [False, True])
-def test_a_rectification_that_only_pooling_reads_follows_it(read_twice: bool) -> None:
+@pytest.mark.parametrize("read", ["once", "twice", "before, too"])
+def test_a_rectification_that_only_pooling_reads_follows_it(read: str) -> None:
     torch.manual_seed(0)
     images = torch.rand(IMAGES, 1, 7, 7)
-    classifier = fn.Classifier(Pooled(torch.nn.MaxPool2d(2), 9, read_twice), mean=[0.4], std=[0.3])
+    classifier = fn.Classifier(Pooled(torch.nn.MaxPool2d(2), 9, read), mean=[0.4], std=[0.3])
     assert_exact(classifier, images)
     (first, *_) = executed_layers(classifier, images)
     rest = Exact(classifier, images).split(first.site("conv")).rest
     modules = dict(rest.named_modules())
     called = [type(modules[str(node.target)]) for node in rest.graph.nodes if node.op == "call_module"]
-    order = [torch.nn.ReLU, HalvedMaps] if read_twice else [HalvedMaps, torch.nn.ReLU]
+    order = [HalvedMaps, torch.nn.ReLU] if read == "once" else [torch.nn.ReLU, HalvedMaps]
     assert called[:2] == order
 
 
