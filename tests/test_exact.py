@@ -23,6 +23,7 @@ from fragile_neurons.sweeps.exact import Exact, whole_runs
 from fragile_neurons.sweeps.pairs import Pairs
 from fragile_neurons.sweeps.quick import HalvedMaps, SmallMaps
 from fragile_neurons.sweeps.reference import Reference
+from fragile_neurons.sweeps.split import Split
 
 IMAGES, CHANNELS = 8, 8
 TOLERANCE = 1e-4  # of the largest logit
@@ -197,62 +198,90 @@ def test_maps_are_halved_as_torch_pools_them(size: tuple[int, int]) -> None:
 
 
 class Pooled(torch.nn.Module):
-    """Pooling behind a ReLU behind the layer that mixes the dropped channels."""
+    """Three convolutions, of which the last one's maps are rectified and pooled."""
 
-    def __init__(self, pool: Callable[[torch.Tensor], torch.Tensor], pixels: int, read: str = "once") -> None:
+    def __init__(
+        self, pool: Callable[[torch.Tensor], torch.Tensor], read: str = "once", **options: Any
+    ) -> None:
         super().__init__()
-        self.first, self.second = torch.nn.Conv2d(1, 4, 3, padding=1), torch.nn.Conv2d(4, 6, 3, padding=1)
+        self.first, self.second = torch.nn.Conv2d(1, 4, 3, padding=1), torch.nn.Conv2d(4, 4, 3, padding=1)
+        self.third = torch.nn.Conv2d(4, 6, **{"kernel_size": 3, "padding": 1} | options)
         self.relu, self.pool, self.read = torch.nn.ReLU(inplace=True), pool, read
-        self.linear = torch.nn.Linear(6 * pixels, 3)
+        self.linear = torch.nn.LazyLinear(3)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        maps = self.second(functional.relu(self.first(images)))
+        maps = self.third(functional.relu(self.second(functional.relu(self.first(images)))))
         active = self.relu(maps)
         logits: torch.Tensor = self.linear(self.pool(active).flatten(1))
         again = {"once": None, "twice": active, "before, too": maps}[self.read]
         return logits if again is None else logits + again.mean(dim=(1, 2, 3)).unsqueeze(1)
 
 
+def splits_of(module: torch.nn.Module, images: torch.Tensor) -> list[Split]:
+    """At the first and the second layer of a network that is swept exactly."""
+    module(images)
+    classifier = fn.Classifier(module, mean=[0.4], std=[0.3])
+    assert_exact(classifier, images)
+    way = Exact(classifier, images)
+    return [way.split(layer.site("conv")) for layer in executed_layers(classifier, images)[:2]]
+
+
+def called_in(rest: torch.fx.GraphModule) -> list[type[torch.nn.Module]]:
+    """The classes of the modules that a graph calls, in order."""
+    modules = dict(rest.named_modules())
+    return [type(modules[str(node.target)]) for node in rest.graph.nodes if node.op == "call_module"]
+
+
 @pytest.mark.parametrize(
-    ("pool", "pixels", "halved"),
+    ("pool", "halved"),
     [
-        (torch.nn.MaxPool2d(2), 9, True),
-        (torch.nn.MaxPool2d((2, 2), stride=(2, 2)), 9, True),
-        (lambda maps: functional.max_pool2d(maps, 2), 9, True),
-        (lambda maps: functional.max_pool2d(maps, (2, 2), stride=2), 9, True),
-        (torch.nn.MaxPool2d(2, ceil_mode=True), 16, False),
-        (torch.nn.MaxPool2d(2, padding=1), 16, False),
-        (torch.nn.MaxPool2d(2, stride=1), 36, False),
-        (torch.nn.MaxPool2d(2, dilation=2), 9, False),
-        (torch.nn.MaxPool2d((2, 3), stride=2), 9, False),
-        (lambda maps: functional.max_pool2d(maps, 3, stride=2, padding=1), 16, False),
-        (lambda maps: functional.avg_pool2d(maps, 2), 9, False),
+        (torch.nn.MaxPool2d(2), True),
+        (torch.nn.MaxPool2d((2, 2), stride=(2, 2)), True),
+        (lambda maps: functional.max_pool2d(maps, 2), True),
+        (lambda maps: functional.max_pool2d(maps, (2, 2), stride=2), True),
+        (torch.nn.MaxPool2d(2, ceil_mode=True), False),
+        (torch.nn.MaxPool2d(2, padding=1), False),
+        (torch.nn.MaxPool2d(2, stride=1), False),
+        (torch.nn.MaxPool2d(2, dilation=2), False),
+        (torch.nn.MaxPool2d((2, 3), stride=2), False),
+        (lambda maps: functional.max_pool2d(maps, 3, stride=2, padding=1), False),
+        (lambda maps: functional.avg_pool2d(maps, 2), False),
     ],
 )
 def test_only_pooling_of_two_by_two_is_done_as_maxima(
-    pool: Callable[[torch.Tensor], torch.Tensor], pixels: int, halved: bool
+    pool: Callable[[torch.Tensor], torch.Tensor], halved: bool
 ) -> None:
     torch.manual_seed(0)
-    images = torch.rand(IMAGES, 1, 7, 7)
-    classifier = fn.Classifier(Pooled(pool, pixels), mean=[0.4], std=[0.3])
-    assert_exact(classifier, images)
-    (first, *_) = executed_layers(classifier, images)
-    rest = Exact(classifier, images).split(first.site("conv")).rest
-    assert any(isinstance(one, HalvedMaps) for one in rest.modules()) == halved
+    far, near = splits_of(Pooled(pool), torch.rand(IMAGES, 1, 7, 7))
+    assert (HalvedMaps in called_in(far.rest)) == halved
+    assert not far.halved
+    assert HalvedMaps not in called_in(near.rest)  # the mixing layer does it
+    assert bool(near.halved) == halved
 
 
 @pytest.mark.parametrize("read", ["once", "twice", "before, too"])
 def test_a_rectification_that_only_pooling_reads_follows_it(read: str) -> None:
     torch.manual_seed(0)
-    images = torch.rand(IMAGES, 1, 7, 7)
-    classifier = fn.Classifier(Pooled(torch.nn.MaxPool2d(2), 9, read), mean=[0.4], std=[0.3])
-    assert_exact(classifier, images)
-    (first, *_) = executed_layers(classifier, images)
-    rest = Exact(classifier, images).split(first.site("conv")).rest
-    modules = dict(rest.named_modules())
-    called = [type(modules[str(node.target)]) for node in rest.graph.nodes if node.op == "call_module"]
-    order = [HalvedMaps, torch.nn.ReLU] if read == "once" else [torch.nn.ReLU, HalvedMaps]
-    assert called[:2] == order
+    _, near = splits_of(Pooled(torch.nn.MaxPool2d(2), read), torch.rand(IMAGES, 1, 7, 7))
+    assert called_in(near.rest)[:2] == [torch.nn.ReLU, torch.nn.Linear if read == "once" else HalvedMaps]
+    assert bool(near.halved) == (read == "once")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"stride": 2, "padding": 2},
+        {"stride": (1, 2), "kernel_size": (2, 3)},
+        {"dilation": 2, "padding": 2},
+        {"padding_mode": "circular"},
+        {"padding": 0, "bias": False},
+    ],
+    ids=str,
+)
+def test_the_mixing_layer_pools_at_once(options: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    (_, near) = splits_of(Pooled(torch.nn.MaxPool2d(2), **options), torch.rand(IMAGES, 1, 9, 8))
+    assert near.halved
 
 
 def test_chunks_share_no_memory_where_the_mixing_layer_is_the_last() -> None:

@@ -76,7 +76,8 @@ class ExactWalk:
             mixing = {}
             for node, layer in one.mixing.items():
                 (source,) = node.all_input_nodes
-                mixing[node] = Mixing(layer, one.places[source], before[source.name], after[source.name])
+                sides = before[source.name], after[source.name]
+                mixing[node] = Mixing(layer, one.places[source], *sides, halved=node in one.halved)
             found = []
             images = len(self._inputs)
             rows = images if replace is keep else whole_runs(one.rows, images)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 from torch.nn import functional
@@ -15,14 +17,15 @@ class Mixing:
     """A convolution or linear layer after one channel of its input has changed.
 
     before, after: its input, (n, ...), as it is and with every channel replaced, of which each pair
-    takes one. The layer is linear, so its output is the whole network's plus (after - before) of
-    that channel times the weights that read it.
+    takes one. halved: whether its maps are wanted after max-pooling of 2 x 2, as `HalvedMaps` does it. The
+    layer is linear, so its output is the whole network's plus (after - before) of that channel times the
+    weights that read it.
     """
 
-    def __init__(self, layer: nn.Module, place: Place, before: torch.Tensor, after: torch.Tensor) -> None:
-        self.layer, self.place = layer, place
-        self._found: torch.Tensor | None = None
-        self._windows: torch.Tensor | None = None
+    def __init__(
+        self, layer: nn.Module, place: Place, before: torch.Tensor, after: torch.Tensor, *, halved: bool
+    ) -> None:
+        self.layer, self.place, self.side = layer, place, 2 if halved else 1
         output: torch.Tensor = layer(before)
         change = (after - before).to(output.dtype)
         if isinstance(layer, nn.Conv2d):
@@ -33,7 +36,7 @@ class Mixing:
             self.change = change.movedim(1, 0).contiguous()  # (channels, n, height, width)
             weight = layer.weight.to(output.dtype)
             self.weight = weight.movedim(0, -1).flatten(1, 2).contiguous()  # (channels, taps, outputs)
-            self.output = output.movedim(1, -1)
+            self.output = _corners(output.movedim(1, -1), self.side)  # (corners, n, height, width, outputs)
         else:
             assert isinstance(layer, nn.Linear)
             width = place.width
@@ -41,41 +44,61 @@ class Mixing:
             self.change = channels.contiguous()  # (channels, n, ..., width)
             weight = layer.weight.to(output.dtype)
             self.weight = torch.unflatten(weight.t(), 0, (-1, width)).contiguous()
-            self.output = output
+            self.output = output.unsqueeze(0)
+        self._found = self._corner = self._windows = output.new_empty(0)
 
     def rows(self, pairs: Pairs, size: int) -> torch.Tensor:
         """So many rows: the layer's output for each pair, the last again where there are no more pairs.
 
         The caller may overwrite them, until the next call.
         """
-        if self._found is None or len(self._found) != size:
-            self._found = self.output.new_empty(size, *self.output.shape[1:])
-        found = self._found
+        found = self._found = _with_shape(self._found, (size, *self.output.shape[2:]))
         for channel, run in pairs.runs():
             wanted = pairs.images[run]
             few = len(wanted) < SMALLEST_BATCH
             images = in_a_row(wanted.repeat(SMALLEST_BATCH) if few else wanted)
-            base, change = self.output[images], self.change[channel][images]
-            flat = base.reshape(-1, base.shape[-1])
-            out = torch.empty_like(flat) if few else found[run].view(flat.shape)
-            torch.addmm(flat, self._taps(change, base), self.weight[channel], out=out)
+            bases, taps = self.output[:, images], self._taps(self.change[channel][images])
+            out = torch.empty_like(bases[0]) if few else found[run]
+            flat, weight = out.view(-1, out.shape[-1]), self.weight[channel]
+            torch.addmm(bases[0].reshape(flat.shape), taps[0], weight, out=flat)
+            for base, one in zip(bases[1:], taps[1:], strict=True):
+                self._corner = _with_shape(self._corner, flat.shape)
+                torch.addmm(base.reshape(flat.shape), one, weight, out=self._corner)
+                torch.maximum(flat, self._corner, out=flat)
             if few:
-                found[run] = out.view(base.shape)[: len(wanted)]
+                found[run] = out[: len(wanted)]
         found[len(pairs) :] = found[len(pairs) - 1]
         return found.movedim(-1, 1) if isinstance(self.layer, nn.Conv2d) else found
 
-    def _taps(self, change: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
-        """What each output of the layer reads of the channel: (outputs, taps)."""
+    def _taps(self, change: torch.Tensor) -> torch.Tensor:
+        """What each output of the layer reads of the channel: (corners, outputs, taps)."""
         if not isinstance(self.layer, nn.Conv2d):
-            return change.reshape(-1, self.place.width)
-        stride, dilation, shape = self.layer.stride, self.layer.dilation, self.layer.kernel_size
-        image, row, column = change.stride()
+            return change.reshape(1, -1, self.place.width)
+        shape, side = self.layer.kernel_size, self.side
+        image, *steps = change.stride()
+        down, across = (step * stride for step, stride in zip(steps, self.layer.stride, strict=True))
         windows = change.as_strided(
-            (*shape, len(change), *output.shape[1:3]),
-            (dilation[0] * row, dilation[1] * column, image, stride[0] * row, stride[1] * column),
+            (side, side, *shape, len(change), *self.output.shape[2:4]),
+            (
+                *(down, across),
+                *(step * dilation for step, dilation in zip(steps, self.layer.dilation, strict=True)),
+                *(image, side * down, side * across),
+            ),
             change.storage_offset(),
         )
         # copied tap by tap: rows of pixels lie together, the taps of one output do not
-        if self._windows is None or self._windows.shape != windows.shape:
-            self._windows = torch.empty_like(windows, memory_format=torch.contiguous_format)
-        return self._windows.copy_(windows).view(shape[0] * shape[1], -1).t()
+        self._windows = _with_shape(self._windows, windows.shape).copy_(windows)
+        return self._windows.view(side * side, shape[0] * shape[1], -1).transpose(1, 2)
+
+
+def _corners(maps: torch.Tensor, side: int) -> torch.Tensor:
+    """(corners, n, height, width, channels) of (n, height, width, channels): what pooling compares."""
+    height, width = (length // side for length in maps.shape[1:3])
+    whole = maps[:, : side * height, : side * width]
+    blocks = whole.reshape(len(maps), height, side, width, side, -1)
+    return blocks.permute(2, 4, 0, 1, 3, 5).flatten(0, 1).contiguous()
+
+
+def _with_shape(buffer: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
+    """The buffer, or a new one if it has another shape."""
+    return buffer if buffer.shape == torch.Size(shape) else buffer.new_empty(*shape)

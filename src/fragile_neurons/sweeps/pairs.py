@@ -38,8 +38,10 @@ class Pairs:
 
     def padded(self, size: int) -> Pairs:
         """So many pairs, the last one again where there are no more."""
+        if size <= len(self):
+            return self
         rows = torch.arange(size, device=self.channels.device).clamp(max=len(self) - 1)
-        return Pairs(self.channels[rows], self.images[rows]) if size > len(self) else self
+        return Pairs(self.channels[rows], self.images[rows])
 
     def runs(self) -> list[tuple[int, slice]]:
         """Each channel once, and where its pairs are."""

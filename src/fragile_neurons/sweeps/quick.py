@@ -124,6 +124,20 @@ def _halve_maps(rest: fx.GraphModule, shapes: dict[fx.Node, torch.Size]) -> None
     rest.recompile()
 
 
+def enter_halved(rest: fx.GraphModule, entrance: fx.Node, shapes: dict[fx.Node, torch.Size]) -> bool:
+    """If `HalvedMaps` alone reads an entrance of a quickened graph, let it be entered by halved maps."""
+    first = next(iter(entrance.users))
+    module = rest.get_submodule(str(first.target)) if first.op == "call_module" else None
+    if not isinstance(module, HalvedMaps) or len(entrance.users) > 1:
+        return False
+    first.replace_all_uses_with(entrance)
+    rest.graph.erase_node(first)
+    shapes[entrance] = shapes[first]
+    rest.delete_all_unused_submodules()
+    rest.recompile()
+    return True
+
+
 def _halves(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
     """Whether it is max-pooling of 2 x 2 pixels that do not overlap."""
     pool = modules.get(str(node.target)) if node.op == "call_module" else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +15,7 @@ from fragile_neurons.sweeps.channelwise import Place, follow
 from fragile_neurons.sweeps.fused import makes_no_nan
 from fragile_neurons.sweeps.graph import Traced, UntraceableError, lighten
 from fragile_neurons.sweeps.pairs import Pairs
-from fragile_neurons.sweeps.quick import quicken
+from fragile_neurons.sweeps.quick import enter_halved, quicken
 
 MAP_VALUES = 1 << 21  # of the rest's largest tensor: what follows still finds most of them in the cache
 FEWEST_ROWS, MOST_ROWS = 16, 2048
@@ -37,8 +37,9 @@ class Split:
     that the front and the rest ask for; needed: its nodes that lead to them, in order. front: from the
     site on, nodes of `whole` that treat each channel alone; starts: of those that stand for the site,
     the traced node. places: where the channels are, by node of the front. mixing: the layers that first
-    mix them. ends: of the front, what these and the rest read. rest: from the values of `boundary`, in
-    order, to outputs. rows: how many suit the rest.
+    mix them; halved: those of them whose maps the rest takes after max-pooling of 2 x 2. ends: of the front,
+    what these and the rest read. rest: from the values of `boundary`, in order, to outputs. rows: how many
+    suit the rest.
     """
 
     whole: fx.GraphModule
@@ -48,6 +49,7 @@ class Split:
     starts: Mapping[fx.Node, str]
     places: Mapping[fx.Node, Place]
     mixing: Mapping[fx.Node, nn.Module]
+    halved: frozenset[fx.Node]
     ends: tuple[fx.Node, ...]
     rest: fx.GraphModule
     boundary: tuple[fx.Node, ...]
@@ -86,7 +88,8 @@ def split(traced: Traced, site: Site) -> Split:
         else:
             dense.append(node)
         dependent.add(node)
-    rest, boundary = _rest(whole, dense, {intervention, *places, *mixing}, shapes, traced)
+    entering = {intervention, *places, *mixing}
+    rest, boundary, halved, rows = _rest(whole, dense, entering, mixing, shapes, traced)
     dependent.add(intervention)  # no value of the traced graph
     asked = {*boundary, *(one for node in places for one in node.all_input_nodes)}
     wanted = {*starts.values(), *(node.name for node in asked - dependent)}
@@ -98,10 +101,11 @@ def split(traced: Traced, site: Site) -> Split:
         starts=starts,
         places=places,
         mixing=mixing,
+        halved=halved,
         ends=tuple(node for node in places if node in boundary or any(user in mixing for user in node.users)),
         rest=rest,
         boundary=boundary,
-        rows=_suitable_rows(rest, shapes),
+        rows=rows,
     )
 
 
@@ -150,10 +154,11 @@ def _rest(
     whole: fx.GraphModule,
     dense: Sequence[fx.Node],
     entering: set[fx.Node],
+    mixing: Collection[fx.Node],
     shapes: Mapping[str, torch.Size],
     traced: Traced,
-) -> tuple[fx.GraphModule, tuple[fx.Node, ...]]:
-    """The dense nodes as a graph of its own, and the nodes whose values go in."""
+) -> tuple[fx.GraphModule, tuple[fx.Node, ...], frozenset[fx.Node], int]:
+    """The dense nodes as a graph of its own, the nodes whose values go in, and of `Split` halved and rows."""
     graph = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
     boundary: dict[fx.Node, fx.Node] = {}
@@ -178,9 +183,15 @@ def _rest(
     rest = fx.GraphModule(whole, graph)
     known = {copies[node]: shapes[node.name] for node in copies if node.name in shapes}
     quicken(rest, known, traced, rectify=makes_no_nan(whole.graph, shapes))
+    halved = {node for node in mixing if node in boundary and enter_halved(rest, boundary[node], known)}
     sources = {entrance: node for node, entrance in boundary.items()}
     order = [sources[node] for node in graph.nodes if node.op == "placeholder"]
-    return rest, tuple(order)
+    return (
+        rest,
+        tuple(order),
+        frozenset(halved),
+        _suitable_rows([known[node] for node in graph.nodes if node in known]),
+    )
 
 
 def _ancestors(graph: fx.GraphModule, wanted: set[str]) -> tuple[fx.Node, ...]:
@@ -192,10 +203,8 @@ def _ancestors(graph: fx.GraphModule, wanted: set[str]) -> tuple[fx.Node, ...]:
     return tuple(node for node in graph.graph.nodes if node in found)
 
 
-def _suitable_rows(rest: fx.GraphModule, shapes: Mapping[str, torch.Size]) -> int:
-    """The power of two of rows of which the largest maps have about so many values."""
-    largest = max(
-        (shapes[node.name][1:].numel() for node in rest.graph.nodes if node.name in shapes), default=1
-    )
+def _suitable_rows(shapes: Sequence[torch.Size]) -> int:
+    """The power of two of rows of which the largest of these values have about so many numbers."""
+    largest = max((shape[1:].numel() for shape in shapes), default=1)
     rows = 1 << round(math.log2(MAP_VALUES / max(1, largest)))
     return min(max(rows, FEWEST_ROWS), MOST_ROWS)
