@@ -212,7 +212,7 @@ def observe_drops(
             return observed(selection, len(data))
         found = observed(selection, pilot_stop(len(data), batch_size))
         top = top_neurons(predictions, found)
-        return found.replaced(top, observed(selection.of_neurons(top), len(data)))
+        return found.replaced(top, observed(selection.of_neurons(top), len(data))) if len(top) else found
 
 
 def dropout(

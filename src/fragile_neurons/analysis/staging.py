@@ -105,6 +105,7 @@ def observe_in_stages(
 
 
 def top_neurons(predictions: Predictions, dropped: Dropped) -> npt.NDArray[np.int64]:
-    """The places of the neurons with the largest clean drops, which are asked again of every image."""
+    """The places of the neurons with the largest clean drops, if not every image was asked of them yet."""
     drop = np.abs((predictions.right[:, None].astype(np.float32) - dropped.clean_right).mean(axis=0))
-    return np.sort(np.argsort(-drop, kind="stable")[:TOP])
+    top = np.sort(np.argsort(-drop, kind="stable")[:TOP])
+    return top[dropped.sampled[top]]

@@ -131,8 +131,10 @@ def _execute_design(subject: Subject, unit: Unit, given: Sequence[tuple[Unit, Ar
 
 
 def _execute_refined(subject: Subject, unit: Unit, given: Sequence[tuple[Unit, Arrays]]) -> Arrays:
-    """Every image asked of the neurons at the places given."""
+    """Every image asked of the neurons at the places given, if any."""
     ((_, arrays),) = given
+    if not len(arrays["places"]):
+        return {}
     top = subject.selection.of_neurons(arrays["places"])
     sweeps = subject.sweeps(unit.start, unit.stop, "refined")
     found = [_drop(subject, sweeps, layer.name, top.channels(layer)) for layer in top.layers]

@@ -88,7 +88,8 @@ def make_plan(
     batches_per_unit: int = BATCHES_PER_UNIT,
     neurons_per_unit: int = NEURONS_PER_UNIT,
 ) -> tuple[Unit, ...]:
-    """All units of `analyze`. Their size decides what a kill can lose, never a result.
+    """All units of `analyze`. Their size decides what a kill can lose, never a result but for the
+    rounding of a sampled sweep's margins.
 
     patched: there is an epsilon above 0, so that maps can be patched. sampled: after a pilot the sweep
     asks a sample of pairs, so that later units need the results of earlier ones: see `Needs`.

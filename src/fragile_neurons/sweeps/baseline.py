@@ -15,32 +15,33 @@ from fragile_neurons.norms import perturb
 
 @dataclass(frozen=True)
 class Baseline:
-    """logits: (n, classes). sign: the gradient's, as the images. adversarial: (epsilons, *images)."""
+    """logits: (n, classes). zero_gradient: (n,) bool, the attack has no direction on the image.
+
+    adversarial: (epsilons, *images); adversarial_logits: (epsilons, n, classes).
+    """
 
     logits: torch.Tensor
-    sign: torch.Tensor
+    zero_gradient: torch.Tensor
     adversarial: torch.Tensor
     adversarial_logits: torch.Tensor
-
-    @property
-    def zero_gradient(self) -> torch.Tensor:
-        """(n,) bool: the attack has no direction on this image."""
-        return (self.sign == 0).flatten(1).all(dim=1)
 
 
 def measure_baseline(
     classifier: Network, images: torch.Tensor, labels: torch.Tensor, epsilons: Sequence[Fraction]
 ) -> Baseline:
-    """One pass forward and back, and one forward pass for each epsilon."""
+    """One pass forward and back, and one forward pass for each epsilon; without any only the first."""
+    if not epsilons:
+        with torch.no_grad():
+            logits = classifier(images)
+        blind = torch.zeros_like(labels, dtype=torch.bool)
+        return Baseline(logits, blind, images.new_empty(0, *images.shape), logits.new_empty(0, *logits.shape))
     logits, sign = gradient_sign(classifier, images, labels)
     adversarial = [perturb(images, sign, epsilon) for epsilon in epsilons]
     with torch.no_grad():
         adversarial_logits = [classifier(attacked) for attacked in adversarial]
     return Baseline(
         logits=logits,
-        sign=sign,
-        adversarial=torch.stack(adversarial) if epsilons else images.new_empty(0, *images.shape),
-        adversarial_logits=torch.stack(adversarial_logits)
-        if epsilons
-        else logits.new_empty(0, *logits.shape),
+        zero_gradient=(sign == 0).flatten(1).all(dim=1),
+        adversarial=torch.stack(adversarial),
+        adversarial_logits=torch.stack(adversarial_logits),
     )

@@ -8,8 +8,10 @@ from fractions import Fraction
 from typing import Any
 
 import torch
+from torch.utils._pytree import tree_map_only
 
 from fragile_neurons.classifier import Classifier
+from fragile_neurons.data.batches import SMALLEST_BATCH
 from fragile_neurons.foreign import logits_of
 from fragile_neurons.interventions import Constant, Replacement, keep
 from fragile_neurons.losses import margin_direction
@@ -21,6 +23,8 @@ from fragile_neurons.sweeps.pairs import Pairs, in_a_row
 from fragile_neurons.sweeps.reference import Reference
 from fragile_neurons.sweeps.split import Intervention, Split, split
 from fragile_neurons.sweeps.way import AttackedPairs
+
+PARTS = 8  # of a chunk's rows: the last chunk has as many as it needs, so that kernels are made for few sizes
 
 
 class Exact:
@@ -83,11 +87,12 @@ class ExactWalk:
             rows = images if replace is keep else whole_runs(one.rows, images)
             for start in range(0, len(pairs), rows):
                 own = pairs.chunk(start, rows)
-                part = own.padded(rows)
+                size = tail_rows(len(own), rows)
+                part = own.padded(size)
                 inputs: list[object] = []
                 for node in one.boundary:
                     if node in mixing:
-                        inputs.append(mixing[node].rows(own, rows))
+                        inputs.append(mixing[node].rows(own, size))
                     elif node in one.places:
                         place = one.places[node]
                         inputs.append(_with_channels(place, before[node.name], after[node.name], part))
@@ -95,28 +100,26 @@ class ExactWalk:
                         inputs.append(_gather(self._values[node.name], part.images))
                     else:
                         inputs.append(Intervention(part, replace))
-                found.append(logits_of(one.rest(*inputs)).float().clone())
-            return torch.cat(found)[: len(pairs)]
+                found.append(logits_of(one.rest(*inputs)).float()[: len(own)].clone())
+            return torch.cat(found)
 
     def first_order(
         self, site: Site, channels: Sequence[int], replace: Replacement, labels: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """To first order where the front ends: norms and activations on the way there are exact."""
+        if self._slopes is None:
+            self._sites = self._sites[self._sites.index(site) :]
+            self._slopes = self._gradients(labels)
         with torch.no_grad(), self._way.classifier.computing():
             one = self._advance(site)
             before, after = self._front(one, replace)
-        if self._slopes is None:
-            self._slopes = self._gradients(labels)
-        changed = [
-            _by_channel(one.places[node], (after[node.name] != before[node.name]).float())
-            for node in one.starts
-        ]
-        changes = torch.zeros_like(changed[0])
+        changes, squares = [], []
         for node in one.ends:
-            move = (after[node.name] - before[node.name]).float()
-            changes += _by_channel(one.places[node], move * self._slopes[one.starts.get(node, node.name)])
-        moved = torch.stack(changed).any(dim=0)
-        return changes[:, list(channels)].T, moved[:, list(channels)].T
+            place, move = one.places[node], (after[node.name] - before[node.name]).float()
+            changes.append(_by_channel(place, move * self._slopes[one.starts.get(node, node.name)]))
+            squares.append(_by_channel(place, move.square_()))
+        sizes = torch.stack(squares).sum(dim=0).sqrt()
+        return torch.stack(changes).sum(dim=0)[:, list(channels)].T, sizes[:, list(channels)].T
 
     def _gradients(self, labels: torch.Tensor) -> dict[str, torch.Tensor]:
         """Of each image's margin, at the ends of the fronts of all sites that are left, by name."""
@@ -132,6 +135,10 @@ class ExactWalk:
                 -margin_direction(logits.detach(), labels),
                 allow_unused=True,
             )
+        # the pass that this took need not be made again
+        self._values = tree_map_only(torch.Tensor, torch.Tensor.detach, values)
+        self._done = set(values)
+        self._forget()
         return {
             name: torch.zeros_like(values[name]) if slope is None else slope.float()
             for name, slope in zip(names, found, strict=True)
@@ -147,20 +154,23 @@ class ExactWalk:
     def _advance(self, site: Site) -> Split:
         """Go on to a site, and forget what no site from here on needs."""
         one = self._way.split(site)
-        self._sites = self._sites[self._sites.index(site) :]
-        fresh = [node for node in one.needed if node.name not in self._done]
-        if fresh:
-            graph = self._way.traced.graph
-            self._values = evaluate(graph, fresh, self._inputs, self._values)
+        if site != self._sites[0] or not self._done:
+            self._sites = self._sites[self._sites.index(site) :]
+            fresh = [node for node in one.needed if node.name not in self._done]
+            self._values = evaluate(self._way.traced.graph, fresh, self._inputs, self._values)
             self._done |= {node.name for node in fresh}
-            kept: set[str] = set()
-            for split in map(self._way.split, self._sites):
-                kept |= split.wanted
-                for node in split.needed:
-                    if node.name not in self._done:
-                        kept |= {source.name for source in node.all_input_nodes}
-            self._values = {name: value for name, value in self._values.items() if name in kept}
+            self._forget()
         return one
+
+    def _forget(self) -> None:
+        """Keep the values alone that the sites that are left need."""
+        kept: set[str] = set()
+        for one in map(self._way.split, self._sites):
+            kept |= one.wanted
+            for node in one.needed:
+                if node.name not in self._done:
+                    kept |= {source.name for source in node.all_input_nodes}
+        self._values = {name: value for name, value in self._values.items() if name in kept}
 
     def _front(self, one: Split, replace: Replacement) -> tuple[dict[str, Any], dict[str, Any]]:
         """The values of the front as they are, and with every channel replaced; the last ones are kept.
@@ -194,6 +204,12 @@ def whole_runs(rows: int, images: int) -> int:
     )
     found = next(divisors)
     return found if 2 * found >= rows else rows
+
+
+def tail_rows(pairs: int, rows: int) -> int:
+    """For fewer pairs than rows: as many eighths of the rows as hold them, if these are whole numbers."""
+    part = rows // PARTS
+    return rows if part < SMALLEST_BATCH or rows % PARTS else math.ceil(pairs / part) * part
 
 
 def _by_channel(place: Place, values: torch.Tensor) -> torch.Tensor:

@@ -28,9 +28,10 @@ class MarginGradients:
         slopes = self._recorded[site][1][:, list(channels)].transpose(0, 1)
         return (slopes * self._moves(site, channels, replace)).sum(dim=2)
 
-    def moved(self, site: Site, channels: Sequence[int], replace: Replacement) -> torch.Tensor:
-        """(channels, n) bool: whether the map becomes another one."""
-        return (self._moves(site, channels, replace) != 0).any(dim=2)
+    def sizes(self, site: Site, channels: Sequence[int], replace: Replacement) -> torch.Tensor:
+        """(channels, n) the norm of what is added to the map."""
+        norms: torch.Tensor = torch.linalg.vector_norm(self._moves(site, channels, replace), dim=2)
+        return norms
 
     def _moves(self, site: Site, channels: Sequence[int], replace: Replacement) -> torch.Tensor:
         """(channels, n, values) what is added to the maps."""

@@ -66,7 +66,7 @@ class ReferenceWalk:
         if self._gradients is None:
             self._gradients = MarginGradients(self.classifier, self._sites, self.images, labels)
         found = self._gradients
-        return found.changes(site, channels, replace), found.moved(site, channels, replace)
+        return found.changes(site, channels, replace), found.sizes(site, channels, replace)
 
     def maps(self, site: Site) -> torch.Tensor:
         (maps,) = record_maps(self.classifier, [site], self.images)

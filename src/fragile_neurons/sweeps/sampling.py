@@ -20,8 +20,10 @@ STANDARD_ERROR = 0.001  # of an accuracy, a fraction
 PILOT_IMAGES = 256  # of which every pair is asked
 FEWEST = 30  # images of the pilot without which there is no telling
 FLOOR = 0.02
-LARGEST_PART = 0.25  # of the variance asked for, that a single flip may make up
-AIM = 0.6  # of the standard error asked for: the pilot is small
+LARGEST_PART = 0.2  # of the variance asked for, that a single flip may make up
+AIM, DOUBT = 0.65, 4.0  # of the standard error asked for, which the pilot foretells with errors of its own
+SURE = 0.7  # of a neuron's pairs: where more are asked, all are
+MOST_GROWTH = 0.9  # of the variance of the errors, that grows with the change they come from
 SEARCH_STEPS = 60
 
 Array = npt.NDArray[np.float64]
@@ -31,13 +33,13 @@ Array = npt.NDArray[np.float64]
 class FirstOrder:
     """One question before it is asked.
 
-    margins: (n,). changes: (channels, n), of the margins, predicted. moved: (channels, n) bool, whether the
-    map becomes another one. asked: (n,) bool, which images are asked at all.
+    margins: (n,). changes: (channels, n), of the margins, predicted. sizes: (channels, n), the norm of the
+    change that these come from, 0 where nothing moves. asked: (n,) bool, which images are asked at all.
     """
 
     margins: Array
     changes: Array
-    moved: npt.NDArray[np.bool_]
+    sizes: Array
     asked: npt.NDArray[np.bool_]
 
     def first_images(self, count: int) -> FirstOrder:
@@ -59,15 +61,16 @@ class FirstOrder:
 class Odds:
     """How what was predicted of one layer comes true under one question, learnt from a pilot.
 
-    slope, offset, spread: (channels,) the change of a margin is offset + slope * predicted, with errors of
-    this root mean square. errors: (any,) in units of the spread, ascending, of all channels. factor:
-    (channels,) a pair is asked with probability factor * sqrt(probability that the prediction flips), at
-    least floor, (channels,).
+    slope, offset: (channels,) the change of a margin is offset + slope * predicted. spread, growth:
+    (channels,) with errors of the root mean square sqrt(spread^2 + (growth * size)^2). errors: (any,) in
+    units of that, ascending, of all channels. factor: (channels,) a pair is asked with probability factor *
+    sqrt(probability that the prediction flips), at least that probability, and at least floor, (channels,).
     """
 
     slope: Array
     offset: Array
     spread: Array
+    growth: Array
     errors: Array
     factor: Array
     floor: Array
@@ -81,7 +84,7 @@ class Odds:
         here, channels = pilot.asked, len(after)
         if here.sum() < FEWEST:  # there is no telling: ask every pair
             zero = np.zeros(channels)
-            return cls(zero, zero, zero, np.zeros(1), np.full(channels, np.inf), zero + 1)
+            return cls(zero, zero, zero, zero, np.zeros(1), np.full(channels, np.inf), zero + 1)
         pilot, after = pilot.of_images(here), after[:, here]
         actual, changes = after - pilot.margins, pilot.changes
         centred = changes - changes.mean(axis=1, keepdims=True)
@@ -89,24 +92,28 @@ class Odds:
         slope = (centred * actual).sum(axis=1) / np.where(length > 0, length, 1.0)
         offset = actual.mean(axis=1) - slope * changes.mean(axis=1)
         error = actual - slope[:, None] * changes - offset[:, None]
-        spread = np.sqrt((error**2).mean(axis=1))
-        errors = np.sort((error[spread > 0] / spread[spread > 0, None]).ravel())
-        # the variance of a count over all images, and what is left for those of the pilot
-        share = len(here) / images
-        asked = float(here.sum() / share)
-        variance = (standard_error * asked) ** 2
+        spread, growth = _error_model(error, pilot.sizes)
+        asked = float(here.sum() / len(here) * images)
         floor = np.full(channels, smallest_probability(asked, standard_error))
-        odds = cls(slope, offset, spread, errors, floor, floor)
-        return replace(odds, factor=_factors(odds.flips(pilot), floor, AIM**2 * variance * share))
+        odds = cls(slope, offset, spread, growth, np.zeros(1), floor, floor)
+        odds = replace(odds, errors=np.sort((error / odds.expected_errors(pilot))[error.any(axis=1)].ravel()))
+        factor = _factors(odds.flips(pilot), floor, (AIM * standard_error) ** 2 * asked)
+        odds = replace(odds, factor=factor)
+        return replace(odds, floor=np.where(odds.probabilities(pilot).mean(axis=1) > SURE, 1.0, floor))
 
     def expected(self, predicted: FirstOrder) -> Array:
         """(channels, n) the margins afterwards."""
         return predicted.margins + self.offset[:, None] + self.slope[:, None] * predicted.changes
 
+    def expected_errors(self, predicted: FirstOrder) -> Array:
+        """(channels, n) the root mean square error of each of these."""
+        return np.maximum(np.hypot(self.spread[:, None], self.growth[:, None] * predicted.sizes), 1e-12)
+
     def flips(self, predicted: FirstOrder) -> Array:
         """(channels, n) the probability that a prediction is right before and wrong after, or the reverse."""
-        spread = np.maximum(self.spread, 1e-12)[:, None]
-        below = np.searchsorted(self.errors, -self.expected(predicted) / spread) + 0.5
+        below = (
+            np.searchsorted(self.errors, -self.expected(predicted) / self.expected_errors(predicted)) + 0.5
+        )
         chance: Array = below / (len(self.errors) + 1)
         return np.where(predicted.margins > 0, chance, 1 - chance)
 
@@ -116,9 +123,27 @@ class Odds:
 
     def of_channels(self, rows: Sequence[int]) -> Odds:
         """Some of the channels."""
-        names = ("slope", "offset", "spread", "factor", "floor")
+        names = ("slope", "offset", "spread", "growth", "factor", "floor")
         of_each = {name: getattr(self, name)[list(rows)] for name in names}
         return Odds(errors=self.errors, **of_each)
+
+
+def _error_model(error: Array, sizes: Array) -> tuple[Array, Array]:
+    """(channels,) spread and growth, of (channels, n) errors and the sizes of the changes they come from.
+
+    Of the variance of a channel's errors a part, the same for the whole layer, grows with the size squared.
+    """
+    square, size = (np.sqrt((one**2).mean(axis=1)) for one in (error, sizes))
+    live = (square > 0) & (size > 0)
+    errors, excess = (
+        (one[live] / mean[live, None]) ** 2 - 1 for one, mean in ((error, square), (sizes, size))
+    )
+    weights = (2 + excess) ** -2  # the larger, the less certain
+    length = (weights * excess**2).sum()
+    part = np.clip((weights * excess * errors).sum() / length, 0, MOST_GROWTH) if length > 0 else 0.0
+    growth = np.zeros_like(square)
+    growth[live] = square[live] / size[live] * np.sqrt(part)
+    return square * np.sqrt(1 - part * live), growth
 
 
 def smallest_probability(images: float, standard_error: float) -> float:
@@ -127,16 +152,23 @@ def smallest_probability(images: float, standard_error: float) -> float:
 
 
 def _probabilities(flips: Array, factor: Array, floor: Array) -> Array:
-    return np.clip(factor[:, None] * np.sqrt(flips), floor[:, None], 1.0)
+    # where a flip is likely, it is asked for, even if the pilot had none from which to learn a factor
+    return np.clip(np.maximum(factor[:, None] * np.sqrt(flips), flips), floor[:, None], 1.0)
 
 
 def _factors(flips: Array, floor: Array, budget: float) -> Array:
-    """(channels,) the smallest factors that keep the variance of each channel's count within the budget."""
+    """(channels,) the smallest factors that keep each channel's variance of a count within the budget.
+
+    flips: (channels, n) of a sample of images, from which the variance per image is known to a standard
+    error of its own, of which some are added.
+    """
     low, high = np.full(len(flips), 1e-6), np.full(len(flips), 1e6)
     for _ in range(SEARCH_STEPS):
         middle = np.sqrt(low * high)
         asked = _probabilities(flips, middle, floor)
-        fits = (flips * (1 - asked) / asked).sum(axis=1) <= budget
+        variances = flips * (1 - asked) / asked
+        doubt = DOUBT / np.sqrt(flips.shape[1]) * variances.std(axis=1)
+        fits = variances.mean(axis=1) + doubt <= budget
         low, high = np.where(fits, low, middle), np.where(fits, middle, high)
     return high
 

@@ -62,15 +62,9 @@ class Sweep:
         self._way, self._sample = way, sample
         self._images, self._labels, self._epsilons = images, labels, epsilons
         self._names = question_names(epsilons)
-        self._turns, self._blind = [images], torch.zeros_like(labels, dtype=torch.bool)
-        if epsilons:
-            whole = measure_baseline(classifier, images, labels, epsilons)
-            self._turns, self._blind = [images, *whole.adversarial], whole.zero_gradient
-            logits = [whole.logits, *whole.adversarial_logits]
-        else:
-            with torch.no_grad():
-                logits = [classifier(images)]
-        self._before = [Before(one, labels) for one in logits]
+        whole = measure_baseline(classifier, images, labels, epsilons)
+        self._turns, self._blind = [images, *whole.adversarial], whole.zero_gradient
+        self._before = [Before(one, labels) for one in (whole.logits, *whole.adversarial_logits)]
         self._is_coarse = classifier.dtype != "float32"
         self._kept: dict[tuple[Site, int], torch.Tensor] = {}
         self._walks = [way.walk(one, sites) for one in self._turns]
@@ -167,7 +161,7 @@ class Sweep:
         """The answer, and how far it moves a logit, (n, channels); of a sample, infinite if the map moves."""
         answer, logits = self._answer(question, predicted, site, channels)
         if predicted is not None:
-            return answer, np.where(predicted.moved.T, np.float32(np.inf), np.float32(0))
+            return answer, np.where(predicted.sizes.T > 0, np.float32(np.inf), np.float32(0))
         kept = self._kept_logits(question, site, channels)
         move = (torch.unflatten(logits, 0, (len(channels), -1)) - kept).abs().amax(-1)
         return answer, move.T.cpu().numpy()
@@ -234,11 +228,11 @@ class Sweep:
 
     def _first_order(self, question: Asked, site: Site, channels: Sequence[int]) -> FirstOrder:
         walk, before = self._walks[question.turn], self._before[question.turn]
-        changes, moved = walk.first_order(site, channels, question.replace, self._labels)
+        changes, sizes = walk.first_order(site, channels, question.replace, self._labels)
         return FirstOrder(
             margins=before.margins.double().cpu().numpy(),
             changes=changes.double().cpu().numpy(),
-            moved=moved.cpu().numpy(),
+            sizes=sizes.double().cpu().numpy(),
             asked=question.asked.cpu().numpy(),
         )
 

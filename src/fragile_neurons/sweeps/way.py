@@ -50,7 +50,8 @@ class Walk(Protocol):
         self, site: Site, channels: Sequence[int], replace: Replacement, labels: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """(channels, images) both: to first order the change of the margin (true logit minus best other),
-        by one pass back for all sites; and whether the map becomes another one.
+        by one pass back for all sites; and the norm of the change that this is predicted from, 0 where
+        nothing moves.
         """
 
     def maps(self, site: Site) -> torch.Tensor:
