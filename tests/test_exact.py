@@ -19,7 +19,7 @@ from fragile_neurons.interventions import drop, patch
 from fragile_neurons.losses import margins
 from fragile_neurons.models.architectures import resnet20
 from fragile_neurons.neurons import Layer, executed_layers
-from fragile_neurons.sweeps.exact import Exact, whole_runs
+from fragile_neurons.sweeps.exact import Exact, tail_rows, whole_runs
 from fragile_neurons.sweeps.pairs import Pairs
 from fragile_neurons.sweeps.quick import HalvedMaps, SmallMaps
 from fragile_neurons.sweeps.reference import Reference
@@ -315,3 +315,11 @@ def test_chunks_share_no_memory_where_the_mixing_layer_is_the_last() -> None:
 )
 def test_a_chunk_ends_where_a_channels_images_do(rows: int, images: int, expected: int) -> None:
     assert whole_runs(rows, images) == expected
+
+
+@pytest.mark.parametrize(
+    ("pairs", "rows", "expected"),
+    [(1, 128, 8), (8, 128, 8), (9, 128, 16), (128, 128, 128), (127, 128, 128), (5, 64, 8), (5, 60, 60)],
+)
+def test_a_last_chunk_has_few_rows_more_than_pairs(pairs: int, rows: int, expected: int) -> None:
+    assert tail_rows(pairs, rows) == expected

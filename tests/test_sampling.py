@@ -17,6 +17,7 @@ from torch import nn
 import fragile_neurons as fn
 from fragile_neurons import workflows
 from fragile_neurons.analysis import staging
+from fragile_neurons.analysis.predictions import Predictions
 from fragile_neurons.analysis.verdicts import _test
 from fragile_neurons.interventions import drop, patch
 from fragile_neurons.neurons import executed_layers
@@ -28,6 +29,7 @@ from fragile_neurons.stats import FEWEST_FLIPS, sampled_difference
 from fragile_neurons.sweeps.answers import Answer, Before
 from fragile_neurons.sweeps.choice import choose_way
 from fragile_neurons.sweeps.exact import Exact
+from fragile_neurons.sweeps.observed import Dropped
 from fragile_neurons.sweeps.pairs import Pairs
 from fragile_neurons.sweeps.reference import Reference
 from fragile_neurons.sweeps.sampling import Design, FirstOrder, Odds, Sample
@@ -227,6 +229,79 @@ def test_intervals_cover_the_drop_on_new_images(pool: Pool) -> None:
     assert 0.93 <= np.mean(many) <= 0.97
     assert not few or np.mean(few) >= 0.93
     assert len(many) > 16 * SEEDS / 2
+
+
+# --- what a design asks
+
+
+def told(margins: Array, changes: Array, sizes: Array | None = None) -> FirstOrder:
+    """Of every image; as large as the changes, if nothing else is said."""
+    return FirstOrder(
+        margins, changes, np.abs(changes) if sizes is None else sizes, np.ones(len(margins), bool)
+    )
+
+
+def learn(pilot: FirstOrder, after: Array) -> Odds:
+    return Odds.learn(pilot, after, images=10_000, standard_error=0.001)
+
+
+def test_likely_flips_are_asked_where_the_pilot_had_none() -> None:
+    """The pilot's images are far from any other class, so that its budget is kept by asking nothing."""
+    generator = np.random.default_rng(0)
+    changes = generator.normal(0, 1, (64, 256))
+    odds = learn(told(np.full(256, 50.0), changes), 50 + changes + generator.normal(0, 0.1, changes.shape))
+    later = told(np.full(2, 0.5), np.array([-3.0, 3.0]) * np.ones((64, 1)))
+    asked = odds.probabilities(later)
+    assert asked[:, 0].min() > 0.99  # wrong for sure
+    np.testing.assert_array_equal(asked[:, 1], odds.floor)
+
+
+@pytest.mark.parametrize("grows", [False, True])
+def test_errors_that_grow_with_the_change_are_told_from_those_that_do_not(grows: bool) -> None:
+    generator = np.random.default_rng(0)
+    sizes = generator.lognormal(0, 0.7, (16, 256)) * np.geomspace(0.1, 10, 16)[:, None]
+    scale = sizes if grows else np.broadcast_to(sizes.mean(axis=1, keepdims=True), sizes.shape)
+    changes, margins = generator.normal(0, 1, sizes.shape), generator.normal(3, 2, 256)
+    after = margins + changes + scale * generator.normal(0, 1, sizes.shape)
+    found = learn(told(margins, changes, sizes), after).expected_errors(told(margins, changes, sizes))
+    large = sizes > np.median(sizes, axis=1, keepdims=True)
+    for part in (large, ~large):
+        said, true = (np.sqrt((one**2 * part).sum(axis=1) / part.sum(axis=1)) for one in (found, scale))
+        assert 0.8 < np.median(said / true) < 1.25
+
+
+def test_where_most_pairs_would_be_asked_all_are() -> None:
+    """One neuron makes noise of every margin, the other next to none."""
+    generator = np.random.default_rng(0)
+    margins, changes = generator.normal(1, 1, 256), generator.normal(0, 1, (2, 256))
+    pilot = told(margins, changes)
+    odds = learn(pilot, margins + generator.normal(0, 1, changes.shape) * [[9.0], [1e-3]])
+    assert (odds.probabilities(pilot)[0] == 1).all()
+    assert odds.probabilities(pilot)[1].mean() < 0.2
+
+
+def test_of_the_top_neurons_only_estimates_are_asked_again() -> None:
+    """Of eight neurons of rising drops two of the five largest were asked of every image."""
+    right = (np.arange(10)[:, None] >= np.arange(8)).astype(np.float32)  # of ten images neuron k breaks k
+    none, heaviest = np.zeros((0, 10, 8), np.float32), np.full((2, 8), 25, np.float32)
+    heaviest[:, [1, 4, 6]] = 1
+    dropped = Dropped(
+        **{f"clean_{name}": right for name in ("right", "margin", "move")},
+        **{f"transfer_{name}": none for name in ("right", "margin", "move", "heaviest")},
+        **{f"adv_{name}": none for name in ("right", "margin", "heaviest")},
+        clean_heaviest=heaviest,
+        zero_gradient=right,
+    )
+    whole = Predictions(
+        label=np.zeros(10, np.int64),
+        prediction=np.zeros(10, np.int64),
+        margin=np.ones(10, np.float32),
+        largest_logit=np.ones(10, np.float32),
+        zero_gradient=np.zeros(10, np.bool_),
+        adv_prediction=np.zeros((0, 10), np.int64),
+        adv_margin=np.zeros((0, 10), np.float32),
+    )
+    assert staging.top_neurons(whole, dropped).tolist() == [3, 5, 7]
 
 
 # --- a network, in stages

@@ -24,7 +24,9 @@ from fragile_neurons.sweeps.reference import Reference
 from fragile_neurons.sweeps.split import Intervention, Split, split
 from fragile_neurons.sweeps.way import AttackedPairs
 
-PARTS = 8  # of a chunk's rows: the last chunk has as many as it needs, so that kernels are made for few sizes
+PARTS = (
+    16  # of a chunk's rows: the last chunk has as many as it needs, so that kernels are made for few sizes
+)
 
 
 class Exact:
@@ -207,7 +209,7 @@ def whole_runs(rows: int, images: int) -> int:
 
 
 def tail_rows(pairs: int, rows: int) -> int:
-    """For fewer pairs than rows: as many eighths of the rows as hold them, if these are whole numbers."""
+    """For fewer pairs than rows: as many sixteenths of the rows as hold them, if these are whole numbers."""
     part = rows // PARTS
     return rows if part < SMALLEST_BATCH or rows % PARTS else math.ceil(pairs / part) * part
 

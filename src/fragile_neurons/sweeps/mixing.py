@@ -57,14 +57,16 @@ class Mixing:
             wanted = pairs.images[run]
             few = len(wanted) < SMALLEST_BATCH
             images = in_a_row(wanted.repeat(SMALLEST_BATCH) if few else wanted)
-            bases, taps = self.output[:, images], self._taps(self.change[channel][images])
-            out = torch.empty_like(bases[0]) if few else found[run]
-            flat, weight = out.view(-1, out.shape[-1]), self.weight[channel]
-            torch.addmm(bases[0].reshape(flat.shape), taps[0], weight, out=flat)
-            for base, one in zip(bases[1:], taps[1:], strict=True):
-                self._corner = _with_shape(self._corner, flat.shape)
-                torch.addmm(base.reshape(flat.shape), one, weight, out=self._corner)
-                torch.maximum(flat, self._corner, out=flat)
+            change, weight = self.change[channel][images], self.weight[channel]
+            out = found.new_empty(len(change), *found.shape[1:]) if few else found[run]
+            for corner, taps in enumerate(self._taps(change)):
+                sums = out
+                if corner:
+                    sums = self._corner = _with_shape(self._corner, out.shape)
+                _take(self.output[corner], images, sums)
+                sums.view(-1, sums.shape[-1]).addmm_(taps, weight)
+                if corner:
+                    torch.maximum(out, sums, out=out)
             if few:
                 found[run] = out[: len(wanted)]
         found[len(pairs) :] = found[len(pairs) - 1]
@@ -97,6 +99,14 @@ def _corners(maps: torch.Tensor, side: int) -> torch.Tensor:
     whole = maps[:, : side * height, : side * width]
     blocks = whole.reshape(len(maps), height, side, width, side, -1)
     return blocks.permute(2, 4, 0, 1, 3, 5).flatten(0, 1).contiguous()
+
+
+def _take(rows: torch.Tensor, which: torch.Tensor | slice, out: torch.Tensor) -> None:
+    """Copy rows."""
+    if isinstance(which, slice):
+        out.copy_(rows[which])
+    else:
+        torch.index_select(rows, 0, which, out=out)
 
 
 def _with_shape(buffer: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:

@@ -17,7 +17,7 @@ from fragile_neurons.sweeps.graph import Traced, UntraceableError, lighten
 from fragile_neurons.sweeps.pairs import Pairs
 from fragile_neurons.sweeps.quick import enter_halved, quicken
 
-MAP_VALUES = 1 << 21  # of the rest's largest tensor: what follows still finds most of them in the cache
+MAP_VALUES = 1 << 22  # of the rest's largest tensor: what follows still finds most of them in the cache
 FEWEST_ROWS, MOST_ROWS = 16, 2048
 
 
