@@ -243,4 +243,6 @@ def _gather(value: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
     rows = in_a_row(images)
     if isinstance(rows, slice):
         return value[rows].clone(memory_format=torch.preserve_format)
-    return value.movedim(1, -1)[rows].movedim(-1, 1) if value.ndim == 4 else value[rows]
+    if value.ndim != 4:
+        return value.index_select(0, rows)
+    return value.movedim(1, -1).index_select(0, rows).movedim(-1, 1)

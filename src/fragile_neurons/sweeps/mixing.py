@@ -57,7 +57,8 @@ class Mixing:
             wanted = pairs.images[run]
             few = len(wanted) < SMALLEST_BATCH
             images = in_a_row(wanted.repeat(SMALLEST_BATCH) if few else wanted)
-            change, weight = self.change[channel][images], self.weight[channel]
+            change, weight = self.change[channel], self.weight[channel]
+            change = change[images] if isinstance(images, slice) else change.index_select(0, images)
             out = found.new_empty(len(change), *found.shape[1:]) if few else found[run]
             for corner, taps in enumerate(self._taps(change)):
                 sums = out
