@@ -105,7 +105,7 @@ def test_a_neuron_comes_out_the_same_alone_and_among_others(
     torch.manual_seed(0)
     classifier, images = Classifier(NETWORKS[name]()).eval(), torch.rand(count, 1, 8, 8)
     site = executed_layers(classifier, images[:2])[0].site("conv")
-    monkeypatch.setattr(split, "_suitable_rows", lambda rest, shapes: rows)
+    monkeypatch.setattr(split, "_suitable_rows", lambda shapes: rows)
     way = Exact(classifier, images[:2])
     assert way.split(site).rows == rows
 

@@ -22,14 +22,7 @@ def gradient_sign(
     """The logits, and the sign of the gradient of the loss at the images; sign(0) = 0."""
     with torch.enable_grad():
         leaves = images.detach().requires_grad_(True)
-        logits = classifier(leaves)
-        if not logits.requires_grad:
-            raise InputError(
-                "the network passes no gradient from its logits to its images",
-                given=classifier.name,
-                allowed="a network that autograd can differentiate",
-                fix="remove torch.no_grad, detach and inference_mode from its forward",
-            )
+        logits = differentiable_logits(classifier, leaves)
         direction = loss(logits.detach(), labels)
         (gradient,) = torch.autograd.grad(logits, leaves, grad_outputs=direction)
     finite = torch.isfinite(gradient).flatten(1).all(dim=1)
@@ -41,6 +34,19 @@ def gradient_sign(
             fix="look in the network for a square root, logarithm or division at 0",
         )
     return logits.detach(), gradient.sign()
+
+
+def differentiable_logits(classifier: Network, leaves: torch.Tensor) -> torch.Tensor:
+    """The logits, of which autograd knows the way back to the leaves; raises InputError if it does not."""
+    logits = classifier(leaves)
+    if not logits.requires_grad:
+        raise InputError(
+            "the network passes no gradient from its logits to its images",
+            given=classifier.name,
+            allowed="a network that autograd can differentiate",
+            fix="remove torch.no_grad, detach and inference_mode from its forward",
+        )
+    return logits
 
 
 def fgsm(

@@ -8,7 +8,7 @@ from fractions import Fraction
 
 import torch
 
-from fragile_neurons.attacks.fgsm import gradient_sign
+from fragile_neurons.attacks.fgsm import differentiable_logits, gradient_sign
 from fragile_neurons.classifier import Network
 from fragile_neurons.norms import perturb
 
@@ -31,8 +31,8 @@ def measure_baseline(
 ) -> Baseline:
     """One pass forward and back, and one forward pass for each epsilon; without any only the first."""
     if not epsilons:
-        with torch.no_grad():
-            logits = classifier(images)
+        with torch.enable_grad():  # for the refusal of a network that could not be attacked
+            logits = differentiable_logits(classifier, images.detach().requires_grad_(True)).detach()
         blind = torch.zeros_like(labels, dtype=torch.bool)
         return Baseline(logits, blind, images.new_empty(0, *images.shape), logits.new_empty(0, *logits.shape))
     logits, sign = gradient_sign(classifier, images, labels)

@@ -24,9 +24,7 @@ from fragile_neurons.sweeps.reference import Reference
 from fragile_neurons.sweeps.split import Intervention, Split, split
 from fragile_neurons.sweeps.way import AttackedPairs
 
-PARTS = (
-    16  # of a chunk's rows: the last chunk has as many as it needs, so that kernels are made for few sizes
-)
+PARTS = 16  # of a chunk's rows; the last chunk has no more than it needs, for few kernels few sizes
 
 
 class Exact:
@@ -89,7 +87,8 @@ class ExactWalk:
             rows = images if replace is keep else whole_runs(one.rows, images)
             for start in range(0, len(pairs), rows):
                 own = pairs.chunk(start, rows)
-                size = tail_rows(len(own), rows)
+                # of a sample only: else a neuron would be rounded otherwise alone than among others
+                size = rows if self._slopes is None else tail_rows(len(own), rows)
                 part = own.padded(size)
                 inputs: list[object] = []
                 for node in one.boundary:

@@ -111,10 +111,8 @@ class Odds:
 
     def flips(self, predicted: FirstOrder) -> Array:
         """(channels, n) the probability that a prediction is right before and wrong after, or the reverse."""
-        below = (
-            np.searchsorted(self.errors, -self.expected(predicted) / self.expected_errors(predicted)) + 0.5
-        )
-        chance: Array = below / (len(self.errors) + 1)
+        limits = -self.expected(predicted) / self.expected_errors(predicted)
+        chance: Array = (np.searchsorted(self.errors, limits) + 0.5) / (len(self.errors) + 1)
         return np.where(predicted.margins > 0, chance, 1 - chance)
 
     def probabilities(self, predicted: FirstOrder) -> Array:
@@ -133,17 +131,16 @@ def _error_model(error: Array, sizes: Array) -> tuple[Array, Array]:
 
     Of the variance of a channel's errors a part, the same for the whole layer, grows with the size squared.
     """
-    square, size = (np.sqrt((one**2).mean(axis=1)) for one in (error, sizes))
-    live = (square > 0) & (size > 0)
-    errors, excess = (
-        (one[live] / mean[live, None]) ** 2 - 1 for one, mean in ((error, square), (sizes, size))
-    )
+    rms_error, rms_size = (np.sqrt((one**2).mean(axis=1)) for one in (error, sizes))
+    live = (rms_error > 0) & (rms_size > 0)
+    errors = (error[live] / rms_error[live, None]) ** 2 - 1
+    excess = (sizes[live] / rms_size[live, None]) ** 2 - 1
     weights = (2 + excess) ** -2  # the larger, the less certain
     length = (weights * excess**2).sum()
     part = np.clip((weights * excess * errors).sum() / length, 0, MOST_GROWTH) if length > 0 else 0.0
-    growth = np.zeros_like(square)
-    growth[live] = square[live] / size[live] * np.sqrt(part)
-    return square * np.sqrt(1 - part * live), growth
+    growth = np.zeros_like(rms_error)
+    growth[live] = rms_error[live] / rms_size[live] * np.sqrt(part)
+    return rms_error * np.sqrt(1 - part * live), growth
 
 
 def smallest_probability(images: float, standard_error: float) -> float:
