@@ -126,9 +126,10 @@ def _halve_maps(rest: fx.GraphModule, shapes: dict[fx.Node, torch.Size]) -> None
 
 def enter_halved(rest: fx.GraphModule, entrance: fx.Node, shapes: dict[fx.Node, torch.Size]) -> bool:
     """If `HalvedMaps` alone reads an entrance of a quickened graph, let it be entered by halved maps."""
-    first = next(iter(entrance.users))
-    module = rest.get_submodule(str(first.target)) if first.op == "call_module" else None
-    if not isinstance(module, HalvedMaps) or len(entrance.users) > 1:
+    if len(entrance.users) != 1:
+        return False
+    (first,) = entrance.users
+    if first.op != "call_module" or not isinstance(rest.get_submodule(str(first.target)), HalvedMaps):
         return False
     first.replace_all_uses_with(entrance)
     rest.graph.erase_node(first)
