@@ -14,16 +14,16 @@ from hypothesis import HealthCheck, Phase, given, settings
 from torch.nn import functional
 
 import fragile_neurons as fn
-from fragile_neurons.attacks.fgsm import fgsm
-from fragile_neurons.interventions import drop, patch
+from fragile_neurons.attacks.fgsm import fgsm, loss_gradient
+from fragile_neurons.interventions import drop, intervening, patch
 from fragile_neurons.losses import margins
 from fragile_neurons.models.architectures import resnet20
-from fragile_neurons.neurons import Layer, executed_layers
+from fragile_neurons.neurons import Layer, Site, executed_layers
 from fragile_neurons.sweeps.exact import Exact, tail_rows, whole_runs
 from fragile_neurons.sweeps.pairs import Pairs
 from fragile_neurons.sweeps.quick import HalvedMaps, SmallMaps
 from fragile_neurons.sweeps.reference import Reference
-from fragile_neurons.sweeps.split import Split
+from fragile_neurons.sweeps.split import Intervention, Split
 
 IMAGES, CHANNELS = 8, 8
 TOLERANCE = 1e-4  # of the largest logit
@@ -80,6 +80,38 @@ def assert_exact(classifier: fn.Classifier, images: torch.Tensor, seed: int = 0)
                     what = f"{layer.name} {kind} {name}"
                     expected = plain.logits(site, replace, pairs)
                     assert_same(walk.logits(site, replace, pairs), expected, labels, what)
+        for layer, site in zip(chosen, sites, strict=True):
+            assert_same_attacks(way, site, [0, layer.channels - 1], images, labels)
+
+
+def assert_same_attacks(
+    way: Exact, site: Site, channels: list[int], images: torch.Tensor, labels: torch.Tensor
+) -> None:
+    """The gradient that FGSM takes the sign of, and what FGSM does, with a channel dropped.
+
+    Where rounding decides which of two pixels is larger, one pair may have another gradient.
+    """
+    pairs, replace = Pairs.of(channels, torch.arange(len(images))), drop(0.0)
+    epsilons = [Fraction(0), Fraction(1, 1000)]
+    _, found = loss_gradient(
+        way.network(site, Intervention(pairs, replace)), images[pairs.images], labels[pairs.images]
+    )
+    expected = []
+    for channel in channels:
+        with intervening(way.classifier, site, [channel], replace):
+            expected.append(loss_gradient(way.classifier, images, labels)[1])
+    slopes = torch.cat(expected).flatten(1)
+    errors = (found.flatten(1) - slopes).norm(dim=1)
+    assert (errors <= 1e-4 * slopes.norm(dim=1)).float().mean() >= 0.9, f"{site} gradients"
+    own, theirs = (
+        one.walk(images, [site]).attack(site, replace, pairs, labels, epsilons)
+        for one in (way, Reference(way.classifier))
+    )
+    assert torch.equal(own.zero_gradient, theirs.zero_gradient), f"{site} zero gradients"
+    moves = (own.adversarial_logits - theirs.adversarial_logits).abs().amax(dim=2)
+    scale = float(theirs.adversarial_logits.abs().max())
+    assert (moves[0] <= TOLERANCE * scale).all(), f"{site} attacked with nothing"
+    assert (moves[1] <= 10 * TOLERANCE * scale).float().mean() >= 0.9, f"{site} attacked"
 
 
 @settings(
@@ -195,6 +227,20 @@ def test_maps_are_halved_as_torch_pools_them(size: tuple[int, int]) -> None:
     for layout in (torch.contiguous_format, torch.channels_last):
         found = HalvedMaps()(maps.contiguous(memory_format=layout))
         torch.testing.assert_close(found, functional.max_pool2d(maps, 2), atol=0, rtol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("size", [(6, 4), (7, 5), (2, 3)])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_of_equal_pixels_the_same_one_gets_the_slope(
+    size: tuple[int, int], layout: torch.memory_format
+) -> None:
+    torch.manual_seed(0)
+    maps = torch.randint(3, (40, 4, *size)).float().contiguous(memory_format=layout).requires_grad_(True)
+    found, expected = HalvedMaps()(maps), functional.max_pool2d(maps, 2)
+    slopes = torch.randn_like(expected)
+    (own,), (theirs,) = (torch.autograd.grad(one, maps, slopes) for one in (found, expected))
+    assert torch.equal(found, expected)
+    assert torch.equal(own, theirs)
 
 
 class Pooled(torch.nn.Module):

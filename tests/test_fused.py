@@ -105,21 +105,40 @@ WIRINGS: dict[Callable[[Any, Any], Any], tuple[int, int]] = {
 """How many convolutions of each do more than that, and how many of them add."""
 
 
-@pytest.mark.parametrize("wiring", WIRINGS, ids=lambda wiring: wiring.__name__)
-def test_fused_networks_have_the_same_values(wiring: Callable[[Any, Any], Any]) -> None:
+def as_graph(wiring: Callable[[Any, Any], Any]) -> tuple[nn.Module, fx.GraphModule, torch.Tensor]:
+    """A wired network, the same as a graph with its convolutions fused, and images."""
     torch.manual_seed(0)
     module = Wired(wiring).eval().requires_grad_(False).to(memory_format=torch.channels_last)
     graph = fx.symbolic_trace(module)
     images = torch.randn(SHAPE).contiguous(memory_format=torch.channels_last)
-    expected = module(images)
     interpreter = fx.Interpreter(graph, garbage_collect_values=False)
     interpreter.run(images)
     shapes = {node: value.shape for node, value in interpreter.env.items() if hasattr(value, "shape")}
     fuse(graph, shapes, rectify=True)
+    return module, graph, images
+
+
+@pytest.mark.parametrize("wiring", WIRINGS, ids=lambda wiring: wiring.__name__)
+def test_fused_networks_have_the_same_values(wiring: Callable[[Any, Any], Any]) -> None:
+    module, graph, images = as_graph(wiring)
+    expected = module(images)
     torch.testing.assert_close(graph(images.clone(memory_format=torch.preserve_format)), expected)
     fused = [node for node in graph.graph.nodes if isinstance(called(graph, node), FusedConv)]
     assert (len(fused), sum(len(node.args) == 2 for node in fused)) == WIRINGS[wiring]
     assert not any(node.target is operator.iadd for node in graph.graph.nodes)
+
+
+@pytest.mark.parametrize("wiring", WIRINGS, ids=lambda wiring: wiring.__name__)
+def test_fused_networks_have_the_same_gradients(wiring: Callable[[Any, Any], Any]) -> None:
+    module, graph, images = as_graph(wiring)
+    slopes = torch.randn_like(module(images))
+
+    def gradient(network: nn.Module) -> torch.Tensor:
+        leaves = images.clone(memory_format=torch.preserve_format).requires_grad_(True)
+        (found,) = torch.autograd.grad(network(leaves), leaves, slopes)
+        return found
+
+    torch.testing.assert_close(gradient(graph), gradient(module), atol=1e-5, rtol=1e-5)
 
 
 def called(graph: fx.GraphModule, node: fx.Node) -> nn.Module | None:

@@ -240,3 +240,29 @@ def test_whatever_fails_as_a_graph_is_swept_by_hooks(
     assert "IndexError: tuple index out of range" in found.reason
     with pytest.raises(fn.InputError, match="the exact sweep cannot be had"):
         choose_way(small_classifier, [layer.site("conv")], images, "exact")
+
+
+class Gated(nn.Module):
+    """Its gate is computed without a gradient, of which a graph knows nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.gate, self.fc = nn.Conv2d(1, 4, 3), nn.Conv2d(1, 4, 3), nn.LazyLinear(3)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            gate = torch.sigmoid(4 * self.gate(images))
+        found: torch.Tensor = self.fc((self.one(images) * gate).flatten(1))
+        return found
+
+
+def test_a_network_whose_gradients_a_graph_does_not_have_is_swept_by_hooks(small_data: fn.ImageData) -> None:
+    torch.manual_seed(0)
+    images, _ = small_data[:8]
+    module = Gated()
+    module(images)
+    classifier = fn.Classifier(module)
+    sites = [layer.site("conv") for layer in executed_layers(classifier, images) if layer.kind == "Conv2d"]
+    found = choose_way(classifier, sites, images, "auto")
+    assert found.name == "reference"
+    assert "other gradients" in found.reason

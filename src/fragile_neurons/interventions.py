@@ -87,12 +87,14 @@ def scaling(
 def put(
     output: torch.Tensor, axis: int, channels: torch.Tensor, images: torch.Tensor, replace: Replacement
 ) -> torch.Tensor:
-    """A copy of a site's output in which each row has its own channel's map replaced."""
-    changed = output.clone(memory_format=torch.preserve_format)
+    """A site's output in which each row has its own channel's map replaced."""
     rows = torch.arange(len(output), device=output.device)
-    maps = output.movedim(axis, 1)[rows, channels]
-    changed.movedim(axis, 1)[rows, channels] = replace(maps, channels, images)
-    return changed
+    here = torch.zeros(output.shape[0], output.shape[axis], dtype=torch.bool, device=output.device)
+    here[rows, channels] = True
+    values = replace(output.movedim(axis, 1)[rows, channels], channels, images).to(output.dtype)
+    shape = [len(output), *[1] * (output.ndim - 1)]
+    shape[axis] = -1
+    return torch.where(here.view(shape), values.unsqueeze(1).movedim(1, axis), output)
 
 
 class _AllSeenError(Exception):

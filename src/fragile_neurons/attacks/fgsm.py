@@ -20,6 +20,17 @@ def gradient_sign(
     loss: Direction = cross_entropy_direction,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The logits, and the sign of the gradient of the loss at the images; sign(0) = 0."""
+    logits, gradient = loss_gradient(classifier, images, labels, loss)
+    return logits, gradient.sign()
+
+
+def loss_gradient(
+    classifier: Network,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    loss: Direction = cross_entropy_direction,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The logits, and the gradient of the loss at the images, each image's in a scale of its own."""
     with torch.enable_grad():
         leaves = images.detach().requires_grad_(True)
         logits = differentiable_logits(classifier, leaves)
@@ -33,7 +44,7 @@ def gradient_sign(
             allowed="finite gradients: a NaN would make an image look unattackable",
             fix="look in the network for a square root, logarithm or division at 0",
         )
-    return logits.detach(), gradient.sign()
+    return logits.detach(), gradient
 
 
 def differentiable_logits(classifier: Network, leaves: torch.Tensor) -> torch.Tensor:

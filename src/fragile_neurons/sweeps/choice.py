@@ -8,20 +8,23 @@ from typing import Literal, get_args
 
 import torch
 
+from fragile_neurons.attacks.fgsm import loss_gradient
 from fragile_neurons.classifier import Classifier, evaluating
 from fragile_neurons.errors import FragileNeuronsError, InputError, check_choice
-from fragile_neurons.interventions import drop
+from fragile_neurons.interventions import drop, intervening
 from fragile_neurons.neurons import Site
 from fragile_neurons.own import describe
 from fragile_neurons.sweeps.exact import Exact
 from fragile_neurons.sweeps.graph import UntraceableError
 from fragile_neurons.sweeps.pairs import Pairs
 from fragile_neurons.sweeps.reference import Reference
+from fragile_neurons.sweeps.split import Intervention
 from fragile_neurons.sweeps.way import Way
 
 SweepName = Literal["auto", "reference", "exact", "sampled"]
 SWEEPS = get_args(SweepName)
 TOLERANCES = {"float32": 1e-4, "bfloat16": 0.1}  # of the largest logit
+GRADIENT_TOLERANCES = {"float32": 0.05, "bfloat16": 0.5}  # of the norm, for half the images
 CHECKED_IMAGES = 4
 
 
@@ -78,10 +81,19 @@ def _check(way: Exact, classifier: Classifier, sites: Sequence[Site], images: to
         way.split(site)
     pairs, replace = Pairs.of([0], torch.arange(len(images), device=images.device)), drop(0.0)
     for site in dict.fromkeys([sites[0], sites[len(sites) // 2], sites[-1]]):
-        expected = Reference(classifier).walk(images, [site]).logits(site, replace, pairs)
-        found = way.walk(images, [site]).logits(site, replace, pairs)
+        with intervening(classifier, site, [0], replace), torch.no_grad():
+            expected = classifier(images)
+        found, labels = way.walk(images, [site]).logits(site, replace, pairs), expected.argmax(dim=1)
         move = float((found - expected).abs().max()) / max(float(expected.abs().max()), 1e-12)
         if not move <= TOLERANCES[classifier.dtype]:
             raise UntraceableError(
                 f"as a graph the network says something else: logits differ by {move:.1g} of the largest"
+            )
+        with intervening(classifier, site, [0], replace):
+            _, slopes = loss_gradient(classifier, images, labels)
+        _, own = loss_gradient(way.network(site, Intervention(pairs, replace)), images, labels)
+        moves = (own - slopes).flatten(1).norm(dim=1) / slopes.flatten(1).norm(dim=1).clamp(min=1e-12)
+        if not float(moves.median()) <= GRADIENT_TOLERANCES[classifier.dtype]:
+            raise UntraceableError(
+                f"as a graph the network has other gradients: they differ by {float(moves.median()):.1g}"
             )

@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from typing import Any
 
 import torch
 from torch.utils._pytree import tree_map_only
 
-from fragile_neurons.classifier import Classifier
+from fragile_neurons.classifier import Classifier, Network
 from fragile_neurons.data.batches import SMALLEST_BATCH
 from fragile_neurons.foreign import logits_of
 from fragile_neurons.interventions import Constant, Replacement, keep
 from fragile_neurons.losses import margin_direction
 from fragile_neurons.neurons import Site
+from fragile_neurons.sweeps.baseline import measure_baseline
 from fragile_neurons.sweeps.channelwise import Place
 from fragile_neurons.sweeps.graph import evaluate, trace
 from fragile_neurons.sweeps.mixing import Mixing
 from fragile_neurons.sweeps.pairs import Pairs, in_a_row
-from fragile_neurons.sweeps.reference import Reference
-from fragile_neurons.sweeps.split import Intervention, Split, split
+from fragile_neurons.sweeps.split import Intervention, Split, Unsplit, leave_whole, split
 from fragile_neurons.sweeps.way import AttackedPairs
 
 PARTS = 16  # of a chunk's rows; the last chunk has no more than it needs, for few kernels few sizes
@@ -37,8 +37,8 @@ class Exact:
     def __init__(self, classifier: Classifier, images: torch.Tensor) -> None:
         self.classifier = classifier
         self.traced = trace(classifier.module, classifier.normalise(images))
-        self._reference = Reference(classifier)
         self._splits: dict[Site, Split] = {}
+        self._whole: dict[Site, Unsplit] = {}
 
     def split(self, site: Site) -> Split:
         """The graph split at a site."""
@@ -49,24 +49,36 @@ class Exact:
     def walk(self, images: torch.Tensor, sites: Sequence[Site]) -> ExactWalk:
         return ExactWalk(self, images, sites)
 
-    def attack(
-        self,
-        site: Site,
-        replace: Replacement,
-        pairs: Pairs,
-        images: torch.Tensor,
-        labels: torch.Tensor,
-        epsilons: Sequence[Fraction],
-    ) -> AttackedPairs:
-        # forward and backward through every layer for each neuron: the graph has nothing to share there
-        return self._reference.attack(site, replace, pairs, images, labels, epsilons)
+    def whole(self, site: Site) -> Unsplit:
+        """The graph not split at a site."""
+        if site not in self._whole:
+            self._whole[site] = leave_whole(self.traced, site)
+        return self._whole[site]
+
+    def network(self, site: Site, intervention: Intervention) -> Network:
+        """From images, one for each pair, to logits with the channel replaced; differentiable."""
+        return Intervened(self.classifier, self.whole(site), intervention)
+
+
+class Intervened:
+    """What `Exact.network` makes."""
+
+    def __init__(self, classifier: Classifier, whole: Unsplit, intervention: Intervention) -> None:
+        self.name, self._classifier = classifier.name, classifier
+        self._whole, self._intervention = whole, intervention
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        # a copy: the graph may overwrite it, and of one channel it must be said which way it lies
+        inputs = self._classifier.normalise(images).clone(memory_format=torch.channels_last)
+        with self._classifier.computing():
+            return logits_of(self._whole(inputs, self._intervention)).float()
 
 
 class ExactWalk:
     """One batch; `values` holds what the sites that are left need of the whole network's pass."""
 
     def __init__(self, way: Exact, images: torch.Tensor, sites: Sequence[Site]) -> None:
-        self._way, self._sites = way, list(sites)
+        self._way, self._images, self._sites = way, images, list(sites)
         self._inputs = way.classifier.normalise(images).contiguous(memory_format=torch.channels_last)
         self._values: dict[str, Any] = {}
         self._done: set[str] = set()
@@ -83,17 +95,11 @@ class ExactWalk:
                 sides = before[source.name], after[source.name]
                 mixing[node] = Mixing(layer, one.places[source], *sides, halved=node in one.halved)
             found = []
-            images = len(self._inputs)
-            rows = images if replace is keep else whole_runs(one.rows, images)
-            for start in range(0, len(pairs), rows):
-                own = pairs.chunk(start, rows)
-                # of a sample only: else a neuron would be rounded otherwise alone than among others
-                size = rows if self._slopes is None else tail_rows(len(own), rows)
-                part = own.padded(size)
+            for own, part in self._chunks(pairs, one.rows, replace):
                 inputs: list[object] = []
                 for node in one.boundary:
                     if node in mixing:
-                        inputs.append(mixing[node].rows(own, size))
+                        inputs.append(mixing[node].rows(own, len(part)))
                     elif node in one.places:
                         place = one.places[node]
                         inputs.append(_with_channels(place, before[node.name], after[node.name], part))
@@ -103,6 +109,31 @@ class ExactWalk:
                         inputs.append(Intervention(part, replace))
                 found.append(logits_of(one.rest(*inputs)).float()[: len(own)].clone())
             return torch.cat(found)
+
+    def _chunks(self, pairs: Pairs, rows: int, replace: Replacement) -> Iterator[tuple[Pairs, Pairs]]:
+        """About so many pairs at a time, and these with the last again where others had more."""
+        images = len(self._images)
+        rows = images if replace is keep else whole_runs(rows, images)
+        for start in range(0, len(pairs), rows):
+            own = pairs.chunk(start, rows)
+            # of a sample only: else a neuron would be rounded otherwise alone than among others
+            yield own, own.padded(rows if self._slopes is None else tail_rows(len(own), rows))
+
+    def attack(
+        self,
+        site: Site,
+        replace: Replacement,
+        pairs: Pairs,
+        labels: torch.Tensor,
+        epsilons: Sequence[Fraction],
+    ) -> AttackedPairs:
+        found = []
+        for own, part in self._chunks(pairs, self._way.whole(site).rows, replace):
+            network = self._way.network(site, Intervention(part, replace))
+            anew = measure_baseline(network, self._images[part.images], labels[part.images], epsilons)
+            some = slice(len(own))
+            found.append(AttackedPairs(anew.zero_gradient[some], anew.adversarial_logits[:, some]))
+        return AttackedPairs.join(found)
 
     def first_order(
         self, site: Site, channels: Sequence[int], replace: Replacement, labels: torch.Tensor

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import fx, nn
 from torch.nn import functional
+from torch.nn.grad import conv2d_input
 
 SUMS = {operator.add, torch.add}
 RECTIFICATIONS = {functional.relu, torch.relu}
@@ -36,6 +38,13 @@ class FusedConv(nn.Module):
         self.conv, self.rectified = conv, rectified
 
     def forward(self, maps: torch.Tensor, added: torch.Tensor | None = None) -> torch.Tensor:
+        if torch.is_grad_enabled() and (maps.requires_grad or (added is not None and added.requires_grad)):
+            found: torch.Tensor = Differentiable.apply(self, maps, added)
+            return found
+        return self.compute(maps, added)
+
+    def compute(self, maps: torch.Tensor, added: torch.Tensor | None) -> torch.Tensor:
+        """What forward does, of which autograd is to know nothing."""
         conv = self.conv
         if not _can_fuse(maps) or not _can_fuse(added):
             found: torch.Tensor = conv(maps)
@@ -49,6 +58,28 @@ class FusedConv(nn.Module):
             add, after = torch.ops.mkldnn._convolution_pointwise_.binary, "relu" if self.rectified else None
             found = add(added, maps, *settings, "add", 1.0, after, [], "")
         return found
+
+
+class Differentiable(torch.autograd.Function):
+    """The same for autograd; nothing is overwritten."""
+
+    @staticmethod
+    def forward(ctx: Any, fused: FusedConv, maps: torch.Tensor, added: torch.Tensor | None) -> torch.Tensor:
+        found = fused.compute(maps, None if added is None else added.clone())
+        ctx.conv, ctx.shape = fused.conv, maps.shape
+        if fused.rectified:
+            ctx.save_for_backward(found)
+        return found
+
+    @staticmethod
+    def backward(ctx: Any, slopes: torch.Tensor) -> tuple[None, torch.Tensor | None, torch.Tensor | None]:
+        for found in ctx.saved_tensors:
+            slopes = torch.ops.aten.threshold_backward(slopes, found, 0)
+        conv, before = ctx.conv, None
+        if ctx.needs_input_grad[1]:
+            settings = conv.stride, conv.padding, conv.dilation, conv.groups
+            before = conv2d_input(ctx.shape, conv.weight, slopes, *settings)  # type: ignore[no-untyped-call]
+        return None, before, slopes if ctx.needs_input_grad[2] else None
 
 
 NEW = (nn.Conv2d, nn.BatchNorm2d, nn.MaxPool2d, nn.ReLU, FusedConv)

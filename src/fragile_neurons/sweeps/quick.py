@@ -99,6 +99,8 @@ class HalvedMaps(nn.Module):
     """Max-pooling of 2 x 2 pixels that do not overlap: torch's own also notes where each maximum is."""
 
     def forward(self, maps: torch.Tensor) -> torch.Tensor:
+        if maps.requires_grad and torch.is_grad_enabled():  # of equal maxima torch's own follows the first
+            return functional.max_pool2d(maps, 2)
         height, width = (side // 2 * 2 for side in maps.shape[2:])
         lines = torch.unflatten(maps[:, :, :height, :width].movedim(1, -1), 1, (-1, 2))
         pixels = torch.unflatten(torch.maximum(lines[:, :, 0], lines[:, :, 1]), 2, (-1, 2))

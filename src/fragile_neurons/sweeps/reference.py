@@ -25,23 +25,6 @@ class Reference:
     def walk(self, images: torch.Tensor, sites: Sequence[Site]) -> ReferenceWalk:
         return ReferenceWalk(self.classifier, images, sites)
 
-    def attack(
-        self,
-        site: Site,
-        replace: Replacement,
-        pairs: Pairs,
-        images: torch.Tensor,
-        labels: torch.Tensor,
-        epsilons: Sequence[Fraction],
-    ) -> AttackedPairs:
-        found = []
-        for channel, run in pairs.runs():
-            rows = pairs.images[run]
-            with intervening(self.classifier, site, [channel], replace):
-                anew = measure_baseline(self.classifier, images[rows], labels[rows], epsilons)
-            found.append(AttackedPairs(anew.zero_gradient, anew.adversarial_logits))
-        return AttackedPairs.join(found)
-
 
 class ReferenceWalk:
     """One batch; nothing is shared between neurons."""
@@ -71,3 +54,19 @@ class ReferenceWalk:
     def maps(self, site: Site) -> torch.Tensor:
         (maps,) = record_maps(self.classifier, [site], self.images)
         return maps
+
+    def attack(
+        self,
+        site: Site,
+        replace: Replacement,
+        pairs: Pairs,
+        labels: torch.Tensor,
+        epsilons: Sequence[Fraction],
+    ) -> AttackedPairs:
+        found = []
+        for channel, run in pairs.runs():
+            rows = pairs.images[run]
+            with intervening(self.classifier, site, [channel], replace):
+                anew = measure_baseline(self.classifier, self.images[rows], labels[rows], epsilons)
+            found.append(AttackedPairs(anew.zero_gradient, anew.adversarial_logits))
+        return AttackedPairs.join(found)

@@ -56,14 +56,33 @@ class Split:
     rows: int
 
 
+@dataclass(frozen=True, eq=False)
+class Unsplit:
+    """The same network in one piece, and how many rows suit it; order: of the graph's inputs, 0 the images'
+    and 1 the Intervention.
+    """
+
+    graph: fx.GraphModule
+    order: tuple[int, ...]
+    rows: int
+
+    def __call__(self, inputs: torch.Tensor, intervention: Intervention) -> object:
+        given = inputs, intervention
+        return self.graph(*(given[place] for place in self.order))
+
+
+def leave_whole(traced: Traced, site: Site) -> Unsplit:
+    """Do not split at a site; raises UntraceableError as `split` does."""
+    whole, shapes, intervention, _ = _intervened(traced, site)
+    entering = {node for node in whole.graph.nodes if node.op == "placeholder"}
+    dense = [node for node in whole.graph.nodes if node not in entering]
+    graph, boundary, _, rows = _rest(whole, dense, entering, (), shapes, traced)
+    return Unsplit(graph, tuple(int(node is intervention) for node in boundary), rows)
+
+
 def split(traced: Traced, site: Site) -> Split:
     """Split at a site; raises UntraceableError where the rows of the rest would not be images."""
-    at_site = [node.name for node in traced.nodes(site.module, site.call)]
-    if len(at_site) != site.outputs:
-        raise UntraceableError(f"{site.module} is not called {site.outputs} times in the graph")
-    whole = lighten(traced, at_site)
-    shapes = dict(traced.shapes)
-    intervention, puts = _insert_puts(whole, at_site, site.axis, shapes)
+    whole, shapes, intervention, puts = _intervened(traced, site)
     modules = dict(whole.named_modules())
     places: dict[fx.Node, Place] = {}
     starts: dict[fx.Node, str] = {}
@@ -107,6 +126,17 @@ def split(traced: Traced, site: Site) -> Split:
         boundary=boundary,
         rows=rows,
     )
+
+
+def _intervened(
+    traced: Traced, site: Site
+) -> tuple[fx.GraphModule, dict[str, torch.Size], fx.Node, dict[fx.Node, fx.Node]]:
+    """A lighter copy of the graph with an Intervention at the site, its shapes; then as _insert_puts."""
+    at_site = [node.name for node in traced.nodes(site.module, site.call)]
+    if len(at_site) != site.outputs:
+        raise UntraceableError(f"{site.module} is not called {site.outputs} times in the graph")
+    whole, shapes = lighten(traced, at_site), dict(traced.shapes)
+    return whole, shapes, *_insert_puts(whole, at_site, site.axis, shapes)
 
 
 def _insert_puts(

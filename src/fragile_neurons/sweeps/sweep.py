@@ -59,14 +59,14 @@ class Sweep:
         epsilons: Sequence[Fraction],
         sample: Sample | None = None,
     ) -> None:
-        self._way, self._sample = way, sample
-        self._images, self._labels, self._epsilons = images, labels, epsilons
+        self._sample, self._labels, self._epsilons = sample, labels, epsilons
         self._names = question_names(epsilons)
         whole = measure_baseline(classifier, images, labels, epsilons)
         self._turns, self._blind = [images, *whole.adversarial], whole.zero_gradient
         self._before = [Before(one, labels) for one in (whole.logits, *whole.adversarial_logits)]
         self._is_coarse = classifier.dtype != "float32"
         self._kept: dict[tuple[Site, int], torch.Tensor] = {}
+        self._anew: dict[Site, AttackedPairs] = {}
         self._walks = [way.walk(one, sites) for one in self._turns]
 
     def drop(
@@ -209,18 +209,29 @@ class Sweep:
         if not len(pairs):
             found = AttackedPairs.none(self._before[0].logits, len(self._epsilons))
         else:
-            found = self._way.attack(site, drop(values), pairs, self._images, self._labels, self._epsilons)
+            found = self._walks[0].attack(site, drop(values), pairs, self._labels, self._epsilons)
+        kept, blind = self._kept_anew(site, channels)
         answers = [
-            Answer.of_pairs(logits, before, before, asked, samples[row] if samples else None)
-            for row, (logits, before) in enumerate(
-                zip(found.adversarial_logits, self._before[1:], strict=True)
+            Answer.of_pairs(*of_epsilon, asked, samples[row] if samples else None)
+            for row, of_epsilon in enumerate(
+                zip(found.adversarial_logits, self._before[1:], kept, strict=True)
             )
         ]
-        blind = self._blind[:, None].cpu().numpy()
         differs = np.zeros((len(self._labels), len(channels)), dtype=np.bool_)
         rows, columns = pairs.images.cpu().numpy(), asked.nonzero()[:, 0].cpu().numpy()
-        differs[rows, columns] = found.zero_gradient.cpu().numpy() != blind[rows, 0]
-        return answers, estimate(blind, differs, samples[0] if samples else None)
+        differs[rows, columns] = (found.zero_gradient != blind[pairs.images]).cpu().numpy()
+        before = self._blind[:, None].cpu().numpy()
+        return answers, estimate(before, differs, samples[0] if samples else None)
+
+    def _kept_anew(self, site: Site, channels: Sequence[int]) -> tuple[Sequence[Before], torch.Tensor]:
+        """For each epsilon the same way's own attack on all images; (n,) whether it has no gradient."""
+        if not self._is_coarse:
+            return self._before[1:], self._blind
+        if site not in self._anew:
+            pairs = Pairs.where(channels[:1], torch.ones_like(self._labels, dtype=torch.bool).unsqueeze(0))
+            self._anew[site] = self._walks[0].attack(site, keep, pairs, self._labels, self._epsilons)
+        found = self._anew[site]
+        return [Before(logits, self._labels) for logits in found.adversarial_logits], found.zero_gradient
 
     def _sampled(self, question: Asked, site: Site, channels: Sequence[int]) -> FirstOrder | None:
         """What a sample is drawn by; None where every pair is asked."""

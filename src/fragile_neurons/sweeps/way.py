@@ -57,20 +57,19 @@ class Walk(Protocol):
     def maps(self, site: Site) -> torch.Tensor:
         """(images, channels, *map): what the site puts out in the network as it is."""
 
+    def attack(
+        self,
+        site: Site,
+        replace: Replacement,
+        pairs: Pairs,
+        labels: torch.Tensor,
+        epsilons: Sequence[Fraction],
+    ) -> AttackedPairs:
+        """FGSM for each pair; replace may not depend on the image."""
+
 
 class Way(Protocol):
     """A way to sweep a network, in evaluation mode, over single channels."""
 
     def walk(self, images: torch.Tensor, sites: Sequence[Site]) -> Walk:
         """Begin on a batch; sites: those that will be asked for, in order of execution."""
-
-    def attack(
-        self,
-        site: Site,
-        replace: Replacement,
-        pairs: Pairs,
-        images: torch.Tensor,
-        labels: torch.Tensor,
-        epsilons: Sequence[Fraction],
-    ) -> AttackedPairs:
-        """FGSM for each pair; replace may not depend on the image."""
