@@ -162,6 +162,26 @@ def test_resnet20_is_swept_exactly() -> None:
     assert_exact(fn.Classifier(resnet20()).eval(), torch.rand(IMAGES, 3, 32, 32))
 
 
+class Branches(torch.nn.Module):
+    """Adds rectified maps, of which a gradient needs to know where they were zero."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.fc = torch.nn.Conv2d(2, 4, 3, padding=1), torch.nn.Linear(4, 3)
+        self.a, self.b = (torch.nn.Conv2d(4, 4, 3, padding=1) for _ in range(2))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        maps = functional.relu(self.first(images))
+        maps = functional.relu(self.a(maps)) + functional.relu(self.b(maps))
+        logits: torch.Tensor = self.fc(maps.mean(dim=(2, 3)))
+        return logits
+
+
+def test_what_a_gradient_needs_is_not_overwritten() -> None:
+    torch.manual_seed(0)
+    assert_exact(fn.Classifier(Branches()).eval(), torch.rand(IMAGES, 2, 6, 6))
+
+
 def test_the_splits_of_a_deep_network_share_their_weights() -> None:
     torch.manual_seed(0)
     classifier, images = fn.Classifier(resnet20()).eval(), torch.rand(4, 3, 8, 8)  # some maps are small

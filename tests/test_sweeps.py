@@ -266,3 +266,32 @@ def test_a_network_whose_gradients_a_graph_does_not_have_is_swept_by_hooks(small
     found = choose_way(classifier, sites, images, "auto")
     assert found.name == "reference"
     assert "other gradients" in found.reason
+
+
+class Rooted(nn.Module):
+    """Without its first channel it takes the root of zero, of which the slope is no number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.fc = nn.Conv2d(1, 4, 3), nn.LazyLinear(3)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        maps = self.one(images)
+        product = maps[:, :1] * maps[:, 1:2]
+        found: torch.Tensor = self.fc(maps.flatten(1)) + product.abs().sum(dim=(2, 3)).sqrt()
+        return found
+
+
+def test_a_network_that_cannot_be_attacked_without_a_neuron_is_swept_all_the_same(
+    small_data: fn.ImageData,
+) -> None:
+    torch.manual_seed(0)
+    images, _ = small_data[:8]
+    module = Rooted()
+    module(images)
+    classifier = fn.Classifier(module)
+    (layer, *_) = executed_layers(classifier, images)
+    assert choose_way(classifier, [layer.site("conv")], images, "auto").name == "exact"
+    assert fn.dropout(classifier, small_data, epsilons=[]).clean.drop.shape == (4,)
+    with pytest.raises(fn.InputError, match="not finite"):
+        fn.dropout(classifier, small_data, epsilons=["0.1"])

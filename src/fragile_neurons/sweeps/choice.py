@@ -64,36 +64,56 @@ def choose_way(classifier: Classifier, sites: Sequence[Site], images: torch.Tens
 
 
 def _checked(classifier: Classifier, sites: Sequence[Site], images: torch.Tensor) -> Exact:
-    try:
-        with evaluating(classifier):
+    """The graph, split at all sites; the first, the middle and the last one are held against hooks."""
+    with evaluating(classifier):
+        some = dict.fromkeys([sites[0], sites[len(sites) // 2], sites[-1]])
+        by_hooks = {site: _ask_by_hooks(classifier, site, images) for site in some}
+        try:
             way = Exact(classifier, images)
-            _check(way, classifier, sites, images)
-    except (FragileNeuronsError, UntraceableError, MemoryError, torch.OutOfMemoryError):
-        raise
-    except Exception as error:  # a forward of somebody else's may do what no graph was cut for
-        raise UntraceableError(f"the graph cannot be cut: {describe(error)}") from error
+            for site in sites:
+                way.split(site)
+            for site, expected in by_hooks.items():
+                _compare(way, site, images, *expected)
+        except (FragileNeuronsError, UntraceableError, MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # a forward of somebody else's may do what no graph was cut for
+            raise UntraceableError(f"the graph cannot be cut: {describe(error)}") from error
     return way
 
 
-def _check(way: Exact, classifier: Classifier, sites: Sequence[Site], images: torch.Tensor) -> None:
-    """Hold the first, the middle and the last site against the reference, and split at all of them."""
-    for site in sites:
-        way.split(site)
-    pairs, replace = Pairs.of([0], torch.arange(len(images), device=images.device)), drop(0.0)
-    for site in dict.fromkeys([sites[0], sites[len(sites) // 2], sites[-1]]):
-        with intervening(classifier, site, [0], replace), torch.no_grad():
-            expected = classifier(images)
-        found, labels = way.walk(images, [site]).logits(site, replace, pairs), expected.argmax(dim=1)
-        move = float((found - expected).abs().max()) / max(float(expected.abs().max()), 1e-12)
-        if not move <= TOLERANCES[classifier.dtype]:
-            raise UntraceableError(
-                f"as a graph the network says something else: logits differ by {move:.1g} of the largest"
-            )
-        with intervening(classifier, site, [0], replace):
-            _, slopes = loss_gradient(classifier, images, labels)
-        _, own = loss_gradient(way.network(site, Intervention(pairs, replace)), images, labels)
-        moves = (own - slopes).flatten(1).norm(dim=1) / slopes.flatten(1).norm(dim=1).clamp(min=1e-12)
-        if not float(moves.median()) <= GRADIENT_TOLERANCES[classifier.dtype]:
-            raise UntraceableError(
-                f"as a graph the network has other gradients: they differ by {float(moves.median()):.1g}"
-            )
+def _ask_by_hooks(
+    classifier: Classifier, site: Site, images: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """With the first channel dropped the logits, and the gradient at the images for the labels they say.
+
+    None where there is no gradient: whoever attacks will say so.
+    """
+    with intervening(classifier, site, [0], drop(0.0)):
+        with torch.no_grad():
+            logits = classifier(images)
+        try:
+            return logits, loss_gradient(classifier, images, logits.argmax(dim=1))[1]
+        except InputError:
+            return logits, None
+
+
+def _compare(
+    way: Exact, site: Site, images: torch.Tensor, logits: torch.Tensor, slopes: torch.Tensor | None
+) -> None:
+    """Raise UntraceableError where the graph says otherwise than hooks did."""
+    pairs, dtype = Pairs.of([0], torch.arange(len(images), device=images.device)), way.classifier.dtype
+    found = way.walk(images, [site]).logits(site, drop(0.0), pairs)
+    move = float((found - logits).abs().max()) / max(float(logits.abs().max()), 1e-12)
+    if not move <= TOLERANCES[dtype]:
+        raise UntraceableError(
+            f"as a graph the network says something else: logits differ by {move:.1g} of the largest"
+        )
+    if slopes is None:
+        return
+    network = way.network(site, Intervention(pairs, drop(0.0)))
+    _, own = loss_gradient(network, images, logits.argmax(dim=1))
+    moves = (own - slopes).flatten(1).norm(dim=1) / slopes.flatten(1).norm(dim=1).clamp(min=1e-12)
+    if not float(moves.median()) <= GRADIENT_TOLERANCES[dtype]:
+        raise UntraceableError(
+            f"as a graph the network has other gradients: they differ by {float(moves.median()):.1g} in norm"
+        )

@@ -195,7 +195,9 @@ def _put_in_place(rest: fx.GraphModule, shapes: Mapping[fx.Node, torch.Size]) ->
         if not isinstance(node, fx.Node) or len(node.users) > 1 or shapes.get(node) != shapes.get(reader):
             return False
         if node.op == "call_module":
-            return isinstance(modules[str(node.target)], PRODUCING)
+            module = modules[str(node.target)]
+            # where a rectified map is zero, its slope is: a pass back has to know
+            return isinstance(module, PRODUCING) and not getattr(module, "rectified", False)
         return node.op == "placeholder" or node.target in (operator.add, operator.iadd)
 
     for node in rest.graph.nodes:
