@@ -10,7 +10,7 @@ import torch
 
 from fragile_neurons.attacks.fgsm import loss_gradient
 from fragile_neurons.classifier import Classifier, evaluating
-from fragile_neurons.errors import FragileNeuronsError, InputError, check_choice
+from fragile_neurons.errors import InputError, check_choice
 from fragile_neurons.interventions import drop, intervening
 from fragile_neurons.neurons import Site
 from fragile_neurons.own import describe
@@ -74,7 +74,7 @@ def _checked(classifier: Classifier, sites: Sequence[Site], images: torch.Tensor
                 way.split(site)
             for site, expected in by_hooks.items():
                 _compare(way, site, images, *expected)
-        except (FragileNeuronsError, UntraceableError, MemoryError, torch.OutOfMemoryError):
+        except (UntraceableError, MemoryError, torch.OutOfMemoryError):
             raise
         except Exception as error:  # a forward of somebody else's may do what no graph was cut for
             raise UntraceableError(f"the graph cannot be cut: {describe(error)}") from error
