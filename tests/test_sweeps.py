@@ -226,18 +226,29 @@ def test_inputs_handed_over_by_name_are_swept_exactly(small_data: fn.ImageData) 
     np.testing.assert_array_equal(fast.clean.drop, slow.clean.drop)
 
 
+@pytest.mark.parametrize(
+    ("step", "error"),
+    [
+        ("exact.split", IndexError("tuple index out of range")),
+        ("exact.leave_whole", fn.InputError("no finite gradient", given="NaN", allowed="numbers", fix="it")),
+    ],
+)
 def test_whatever_fails_as_a_graph_is_swept_by_hooks(
-    small_classifier: fn.Classifier, small_data: fn.ImageData, monkeypatch: pytest.MonkeyPatch
+    step: str,
+    error: Exception,
+    small_classifier: fn.Classifier,
+    small_data: fn.ImageData,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def fail(*_: object) -> None:
-        raise IndexError("tuple index out of range")
+        raise error
 
-    monkeypatch.setattr("fragile_neurons.sweeps.exact.split", fail)
+    monkeypatch.setattr(f"fragile_neurons.sweeps.{step}", fail)
     images, _ = small_data[:8]
     (layer, *_) = executed_layers(small_classifier, images)
     found = choose_way(small_classifier, [layer.site("conv")], images, "auto")
     assert found.name == "reference"
-    assert "IndexError: tuple index out of range" in found.reason
+    assert type(error).__name__ in found.reason
     with pytest.raises(fn.InputError, match="the exact sweep cannot be had"):
         choose_way(small_classifier, [layer.site("conv")], images, "exact")
 
