@@ -33,7 +33,6 @@ from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
 import fragile_neurons as fn
 from fragile_neurons.analysis.dropout import observe_drops
-from fragile_neurons.analysis.predictions import observe_predictions
 from fragile_neurons.analysis.selection import select
 from fragile_neurons.data.catalogue import find_dataset
 from fragile_neurons.interventions import drop, intervening
@@ -491,12 +490,10 @@ def measure_sampled(name: str, which: str, few: int) -> Row:
     )
     selection = select(classifier, data, layer=which)
     start = time.perf_counter()
-    predictions = observe_predictions(classifier, data, (), batch_size=256)
-    dropped = observe_drops(
+    predictions, dropped = observe_drops(
         classifier,
         data,
         selection,
-        predictions=predictions,
         sweep="sampled",
         replace="zero",
         epsilons=(),

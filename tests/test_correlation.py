@@ -14,7 +14,7 @@ from fragile_neurons.analysis import correlation
 from fragile_neurons.analysis.correlation import HEADLINES, Relation, correlate, summarise_relation
 from fragile_neurons.analysis.disturbance import Disturbances, observe_disturbances
 from fragile_neurons.analysis.dropout import Dropout, observe_drops, summarise_dropout
-from fragile_neurons.analysis.predictions import Predictions, observe_predictions
+from fragile_neurons.analysis.predictions import Predictions
 from fragile_neurons.analysis.selection import Selection, select
 from fragile_neurons.analysis.targeting import Targeting, summarise_targeting
 from fragile_neurons.analysis.verdicts import Rule
@@ -36,15 +36,13 @@ def test_measures_with_equal_weights_are_the_analyses_own_numbers(
     drop = fn.dropout(small_classifier, small_data, epsilons=GRID, **options)
     aim = fn.targeting(small_classifier, small_data, epsilons=GRID, **options)
     selection = select(small_classifier, small_data, **options)
-    predictions = observe_predictions(small_classifier, small_data, GRID, batch_size=256)
     observed = observe_disturbances(
         small_classifier, small_data, selection.layers, "conv", GRID, batch_size=256, seed=0
     )["conv2"]
-    dropped = observe_drops(
+    predictions, dropped = observe_drops(
         small_classifier,
         small_data,
         selection,
-        predictions=predictions,
         sweep="auto",
         replace="zero",
         epsilons=GRID,
@@ -121,18 +119,12 @@ class Observed:
 @pytest.fixture
 def observed(small_classifier: fn.Classifier, small_data: fn.ImageData) -> Observed:
     grid, selection = GRID[1:], select(small_classifier, small_data, layer="conv2")
-    predictions = observe_predictions(small_classifier, small_data, grid, batch_size=256)
     disturbances = observe_disturbances(
         small_classifier, small_data, selection.layers, "conv", grid, batch_size=256, seed=0
     )
-    options: dict[str, Any] = {
-        "sweep": "auto",
-        "replace": "zero",
-        "epsilons": grid,
-        "predictions": predictions,
-    }
+    options: dict[str, Any] = {"sweep": "auto", "replace": "zero", "epsilons": grid}
     options |= {"mode": "adaptive", "batch_size": 256}
-    dropped = observe_drops(small_classifier, small_data, selection, **options)
+    predictions, dropped = observe_drops(small_classifier, small_data, selection, **options)
     fragility = summarise_dropout(selection, predictions, dropped, grid, mode="adaptive", rule=Rule())
     return Observed(small_classifier, small_data, selection, predictions, disturbances, dropped, fragility)
 

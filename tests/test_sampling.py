@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -270,6 +271,33 @@ def test_errors_that_grow_with_the_change_are_told_from_those_that_do_not(grows:
         assert 0.8 < np.median(said / true) < 1.25
 
 
+def test_errors_are_those_on_images_from_which_nothing_was_learnt() -> None:
+    """One large error of a channel is as large beside the others: it did not widen what it is measured by."""
+    generator = np.random.default_rng(0)
+    margins, changes = generator.normal(1, 1, 256), generator.normal(0, 1, (4, 256))
+    error = generator.normal(0, 0.1, changes.shape)
+    error[2, 77] = 50
+    odds = learn(told(margins, changes), margins + changes + error)
+    assert odds.errors[-1] > 10 * np.sqrt(256)  # in units of a scale of its own it would be below the root
+    assert len(odds.errors) == changes.size
+
+
+def test_flips_beyond_every_error_of_the_pilot_get_rarer_with_the_distance() -> None:
+    generator = np.random.default_rng(0)
+    changes = generator.normal(0, 1, (4, 256))
+    odds = learn(told(np.full(256, 3.0), changes), 3 + changes + generator.normal(0, 0.1, changes.shape))
+    there = np.array([1.0, 2.0, -1.0, -2.0])  # margins, where nothing is predicted
+    flips = odds.flips(told(there, np.zeros((4, 4)), np.ones((4, 4))))
+    reach = (
+        np.array([-odds.errors[0], odds.errors[-1]]) * odds.expected_errors(told(there, changes[:, :4]))[0, 0]
+    )
+    assert (reach < 0.5).all()
+    np.testing.assert_allclose(flips[:, [1, 3]] / flips[:, [0, 2]], 1 / 16, rtol=0.3)
+    assert flips.max() < 0.5 / 1025
+    within = odds.flips(told(np.full(1, 0.05), np.zeros((4, 1)), np.ones((4, 1))))
+    assert (within > 0.1).all()
+
+
 def test_where_most_pairs_would_be_asked_all_are() -> None:
     """One neuron makes noise of every margin, the other next to none."""
     generator = np.random.default_rng(0)
@@ -302,6 +330,12 @@ def test_of_the_top_neurons_only_estimates_are_asked_again() -> None:
         adv_margin=np.zeros((0, 10), np.float32),
     )
     assert staging.top_neurons(whole, dropped).tolist() == [3, 5, 7]
+    dropped = replace(dropped, transfer_right=right[np.newaxis])
+    asked = replace(dropped, **{f"clean_{name}": 2 + right for name in ("right", "margin", "move")})
+    again = dropped.refined(np.array([3, 5]), asked.of_neurons(np.array([3, 5])))
+    assert (again.clean_right != right).any(axis=0).nonzero()[0].tolist() == [3, 5]
+    assert (again.clean_margin[:, [3, 5]] == 2 + right[:, [3, 5]]).all()
+    assert (again.transfer_right == right).all()
 
 
 # --- a network, in stages

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from fragile_neurons.analysis.disturbance import Disturbances, observe_disturbances
 from fragile_neurons.analysis.dropout import Dropout, observe_drops, summarise_dropout
-from fragile_neurons.analysis.predictions import Predictions, observe_predictions
+from fragile_neurons.analysis.predictions import Predictions
 from fragile_neurons.analysis.selection import Neurons, Selection, select
 from fragile_neurons.analysis.targeting import (
     Targeting,
@@ -213,15 +213,13 @@ def correlate(
     """Measure nodal dropout and targeting on the same images, and correlate the two over neurons."""
     grid = parse_epsilons(epsilons)
     selection = select(classifier, data, layer=layer, neurons=neurons, site=site, seed=seed)
-    predictions = observe_predictions(classifier, data, grid, batch_size=batch_size)
     observed = observe_disturbances(
         classifier, data, selection.layers, site, grid, batch_size=batch_size, seed=seed
     )
-    dropped = observe_drops(
+    predictions, dropped = observe_drops(
         classifier,
         data,
         selection,
-        predictions=predictions,
         sweep=sweep,
         standard_error=standard_error,
         replace=replace,

@@ -252,11 +252,10 @@ def cumulative(
     predictions = observe_predictions(classifier, data, grid, batch_size=batch_size)
     options: dict[str, Any] = {"batch_size": batch_size, "seed": seed}
     observed = observe_disturbances(classifier, data, selection.layers, site, grid, **options)
-    dropped = observe_drops(
+    _, dropped = observe_drops(
         classifier,
         data,
         selection,
-        predictions=predictions,
         sweep=sweep,
         replace=replace,
         epsilons=(),

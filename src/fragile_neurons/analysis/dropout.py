@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, Literal, get_args
@@ -12,9 +12,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import torch
 
-from fragile_neurons.analysis.predictions import Predictions, observe_predictions
+from fragile_neurons.analysis.predictions import Predictions
 from fragile_neurons.analysis.selection import Neurons, Selection, neuron_table, select
-from fragile_neurons.analysis.staging import observe_in_stages, pilot_stop, top_neurons
+from fragile_neurons.analysis.staging import Designs, observe_in_stages, pilot_stop, top_neurons
 from fragile_neurons.analysis.verdicts import Drops, Rule, judge_adversarial, judge_clean
 from fragile_neurons.classifier import Classifier, evaluating
 from fragile_neurons.data.batches import batches
@@ -25,7 +25,7 @@ from fragile_neurons.neurons import Layer, Neuron, Site
 from fragile_neurons.norms import Epsilons, parse_epsilons
 from fragile_neurons.sweeps.choice import choose_way
 from fragile_neurons.sweeps.observed import Dropped
-from fragile_neurons.sweeps.sampling import STANDARD_ERROR, Design, Sample
+from fragile_neurons.sweeps.sampling import STANDARD_ERROR, Sample
 from fragile_neurons.sweeps.sweep import Sweep
 from fragile_neurons.sweeps.way import Way
 
@@ -66,13 +66,10 @@ def open_sweeps(
     batch_size: int,
     start: int = 0,
     stop: int | None = None,
-    designs: Mapping[str, Design] | None = None,
+    designs: Designs = None,
     seed: int = 0,
 ) -> Iterator[tuple[Sweep, int]]:
-    """The batches of images start to stop, ready to be swept, each with its number of images.
-
-    designs: by layer, of the sample of pairs that is asked; None: every pair is.
-    """
+    """The batches of images start to stop, ready to be swept, each with its number of images."""
     for batch in batches(data, batch_size, classifier.device, start, stop):
         sample = None
         if designs is not None:
@@ -164,7 +161,6 @@ def observe_drops(
     data: ImageData,
     selection: Selection,
     *,
-    predictions: Predictions,
     sweep: str,
     standard_error: float = STANDARD_ERROR,
     replace: str,
@@ -172,8 +168,10 @@ def observe_drops(
     mode: str,
     batch_size: int,
     seed: int = 0,
-) -> Dropped:
-    """Drop every chosen neuron in turn, on all images or, sampled, on as few as the standard error allows."""
+) -> tuple[Predictions, Dropped]:
+    """Drop every chosen neuron in turn, on all images or, sampled, on as few as the standard error allows;
+    and what the network as it is says of the images.
+    """
     check_choice("mode", mode, MODES)
     check_choice("replace", replace, REPLACEMENTS)
     way = choose_way(classifier, selection.sites, selection.images, sweep).way
@@ -184,13 +182,14 @@ def observe_drops(
         for layer in selection.layers
     }
 
-    def opened(start: int, stop: int, designs: Mapping[str, Design] | None) -> Iterator[tuple[Sweep, int]]:
-        span = {"batch_size": batch_size, "start": start, "stop": stop}
-        sites = selection.sites
-        return open_sweeps(way, classifier, data, sites, epsilons, designs=designs, seed=seed, **span)
+    def observed(chosen: Selection, epsilons: Sequence[Fraction], pilot: int) -> tuple[Predictions, Dropped]:
+        def opened(start: int, stop: int, designs: Designs) -> Iterator[tuple[Sweep, int]]:
+            span = {"batch_size": batch_size, "start": start, "stop": stop}
+            return open_sweeps(
+                way, classifier, data, chosen.sites, epsilons, designs=designs, seed=seed, **span
+            )
 
-    def observed(chosen: Selection, pilot: int) -> Dropped:
-        found = observe_in_stages(
+        predictions, found = observe_in_stages(
             chosen,
             opened,
             lambda sweep, layer: sweep.drop(
@@ -205,14 +204,17 @@ def observe_drops(
             pilot=pilot,
             standard_error=standard_error,
         )
-        return Dropped.join_neurons(list(found.values()))
+        return predictions, Dropped.join_neurons(list(found.values()))
 
     with evaluating(classifier):
         if sweep != "sampled":
-            return observed(selection, len(data))
-        found = observed(selection, pilot_stop(len(data), batch_size))
-        top = top_neurons(predictions, found)
-        return found.replaced(top, observed(selection.of_neurons(top), len(data))) if len(top) else found
+            return observed(selection, epsilons, len(data))
+        predictions, dropped = observed(selection, epsilons, pilot_stop(len(data), batch_size))
+        top = top_neurons(predictions, dropped)
+        if len(top):
+            _, asked_again = observed(selection.of_neurons(top), (), len(data))
+            dropped = dropped.refined(top, asked_again)
+        return predictions, dropped
 
 
 def dropout(
@@ -240,12 +242,10 @@ def dropout(
     check_choice("mode", mode, MODES)
     check_choice("replace", replace, REPLACEMENTS)
     selection = select(classifier, data, layer=layer, neurons=neurons, site=site, seed=seed)
-    predictions = observe_predictions(classifier, data, grid, batch_size=batch_size)
-    dropped = observe_drops(
+    predictions, dropped = observe_drops(
         classifier,
         data,
         selection,
-        predictions=predictions,
         sweep=sweep,
         standard_error=standard_error,
         replace=replace,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -12,9 +12,9 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from fragile_neurons.analysis.dropout import open_sweeps
-from fragile_neurons.analysis.predictions import Predictions, observe_predictions
+from fragile_neurons.analysis.predictions import Predictions
 from fragile_neurons.analysis.selection import Neurons, Selection, neuron_table, select
-from fragile_neurons.analysis.staging import observe_in_stages, pilot_stop
+from fragile_neurons.analysis.staging import Designs, observe_in_stages, pilot_stop
 from fragile_neurons.classifier import Classifier, evaluating
 from fragile_neurons.data.images import ImageData
 from fragile_neurons.neurons import Neuron
@@ -22,7 +22,7 @@ from fragile_neurons.norms import Epsilons, parse_epsilons
 from fragile_neurons.stats import sampled_difference, wilson
 from fragile_neurons.sweeps.choice import choose_way
 from fragile_neurons.sweeps.observed import Patched
-from fragile_neurons.sweeps.sampling import STANDARD_ERROR, Design
+from fragile_neurons.sweeps.sampling import STANDARD_ERROR
 from fragile_neurons.sweeps.sweep import Sweep
 
 Array = npt.NDArray[Any]
@@ -119,16 +119,15 @@ def patching(
     grid = parse_epsilons(epsilons)
     selection = select(classifier, data, layer=layer, neurons=neurons, site=site, seed=seed)
     way = choose_way(classifier, selection.sites, selection.images, sweep).way
-    predictions = observe_predictions(classifier, data, grid, batch_size=batch_size)
     places = [place for place, one in enumerate(selection.neurons) if selection.layer(one.layer).calls == 1]
     chosen = selection.of_neurons(places)
 
-    def opened(start: int, stop: int, designs: Mapping[str, Design] | None) -> Iterator[tuple[Sweep, int]]:
+    def opened(start: int, stop: int, designs: Designs) -> Iterator[tuple[Sweep, int]]:
         span = {"batch_size": batch_size, "start": start, "stop": stop}
         return open_sweeps(way, classifier, data, chosen.sites, grid, designs=designs, seed=seed, **span)
 
     with evaluating(classifier):
-        patched = observe_in_stages(
+        predictions, patched = observe_in_stages(
             chosen,
             opened,
             lambda sweep, one: sweep.patch(one.site(site), chosen.channels(one)),

@@ -8,12 +8,13 @@ from fractions import Fraction
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from fragile_neurons.classifier import Classifier, evaluating
 from fragile_neurons.data.batches import batches
 from fragile_neurons.data.images import ImageData
 from fragile_neurons.losses import margins
-from fragile_neurons.sweeps.baseline import measure_baseline
+from fragile_neurons.sweeps.baseline import Baseline, measure_baseline
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +44,20 @@ class Predictions:
         return np.equal(self.adv_prediction, self.label)
 
     @classmethod
+    def of(cls, measured: Baseline, labels: torch.Tensor, count: int) -> Predictions:
+        """Of a batch's first images."""
+        columns = {
+            "label": labels,
+            "prediction": measured.logits.argmax(-1),
+            "margin": margins(measured.logits, labels),
+            "largest_logit": measured.logits.abs().amax(-1),
+            "zero_gradient": measured.zero_gradient,
+            "adv_prediction": measured.adversarial_logits.argmax(-1),
+            "adv_margin": margins(measured.adversarial_logits, labels),
+        }
+        return cls(**{key: value[..., :count].cpu().numpy() for key, value in columns.items()})
+
+    @classmethod
     def join(cls, parts: Sequence[Predictions]) -> Predictions:
         """More images."""
         names = [field.name for field in fields(cls)]
@@ -63,18 +78,5 @@ def observe_predictions(
     with evaluating(classifier):
         for batch in batches(data, batch_size, classifier.device, start, stop):
             measured = measure_baseline(classifier, batch.images, batch.labels, epsilons)
-            columns = {
-                "label": batch.labels,
-                "prediction": measured.logits.argmax(-1),
-                "margin": margins(measured.logits, batch.labels),
-                "largest_logit": measured.logits.abs().amax(-1),
-                "zero_gradient": measured.zero_gradient,
-                "adv_prediction": measured.adversarial_logits.argmax(-1),
-                "adv_margin": margins(measured.adversarial_logits, batch.labels),
-            }
-            parts.append(
-                Predictions(
-                    **{key: value[..., : batch.count].cpu().numpy() for key, value in columns.items()}
-                )
-            )
+            parts.append(Predictions.of(measured, batch.labels, batch.count))
     return Predictions.join(parts)

@@ -1,4 +1,4 @@
-"""The stages of a sampled sweep: a pilot, a design learnt from it, every image again for the top neurons."""
+"""The stages of a sampled sweep: a pilot, a design learnt from it, every clean image for the top neurons."""
 
 from __future__ import annotations
 
@@ -19,8 +19,11 @@ from fragile_neurons.sweeps.sampling import PILOT_IMAGES, Design, FirstOrder, Od
 from fragile_neurons.sweeps.sweep import Sweep
 
 Seen = TypeVar("Seen", Dropped, Patched)
-Opened = Callable[[int, int, Mapping[str, Design] | None], Iterator[tuple[Sweep, int]]]
-"""From the first and the last image, and a sample's designs, to the batches with their numbers of images."""
+Designs = Mapping[str, Design] | None
+"""Of the sample of pairs that is asked, by layer; None: every pair is."""
+
+Opened = Callable[[int, int, Designs], Iterator[tuple[Sweep, int]]]
+"""From the first and the last image, and designs, to the batches with their numbers of images."""
 
 TOP = 5
 
@@ -73,19 +76,21 @@ def observe_in_stages(
     images: int,
     pilot: int,
     standard_error: float,
-) -> dict[str, Seen]:
+) -> tuple[Predictions, dict[str, Seen]]:
     """Ask of each layer on all images, by layer; after the pilot's images only a sample of the pairs."""
+    whole: list[Predictions] = []
 
-    def observed(start: int, stop: int, designs: Mapping[str, Design] | None = None) -> dict[str, Seen]:
+    def observed(start: int, stop: int, designs: Designs = None) -> dict[str, Seen]:
         parts: dict[str, list[Seen]] = defaultdict(list)
         for sweep, count in opened(start, stop, designs):
+            whole.append(Predictions.of(sweep.whole, sweep.labels, count))
             for layer in selection.layers:
                 parts[layer.name].append(ask(sweep, layer).first_images(count))
         return {name: type(found[0]).join_images(found) for name, found in parts.items()}
 
     found = observed(0, pilot)
     if pilot == images:
-        return found
+        return Predictions.join(whole), found
     sweeps = list(opened(0, pilot, None))
     designs = {
         layer.name: learn_design(
@@ -101,11 +106,13 @@ def observe_in_stages(
         for layer, site in zip(selection.layers, selection.sites, strict=True)
     }
     rest = observed(pilot, images, designs)
-    return {name: type(one).join_images([one, rest[name]]) for name, one in found.items()}
+    both = {name: type(one).join_images([one, rest[name]]) for name, one in found.items()}
+    return Predictions.join(whole), both
 
 
 def top_neurons(predictions: Predictions, dropped: Dropped) -> npt.NDArray[np.int64]:
-    """The places of the neurons with the largest clean drops, if not every image was asked of them yet."""
+    """The places of the neurons with the largest clean drops, if these are estimates."""
     drop = np.abs((predictions.right[:, None].astype(np.float32) - dropped.clean_right).mean(axis=0))
     top = np.sort(np.argsort(-drop, kind="stable")[:TOP])
-    return top[dropped.sampled[top]]
+    estimated: npt.NDArray[np.bool_] = dropped.clean_heaviest.max(axis=0) > 1
+    return top[estimated[top]]

@@ -86,12 +86,12 @@ def collect_analysis(subject: Subject, ledger: Ledger) -> Analysis:
 
 
 def _dropped(results: Sequence[tuple[Unit, Arrays]]) -> Dropped:
-    """What became of every pair, by the exact answers where a sampled sweep asked for them again."""
+    """What became of every pair, by the exact clean answers where a sampled sweep asked for them again."""
     found = join_drops(results)
     for _, top in (result for result in results if result[0].kind == "top"):
         if len(top["places"]):
             refined = [Dropped(**arrays) for unit, arrays in results if unit.kind == "refined"]
-            found = found.replaced(top["places"], Dropped.join_images(refined))
+            found = found.refined(top["places"], Dropped.join_images(refined))
     return found
 
 

@@ -131,7 +131,7 @@ def _execute_design(subject: Subject, unit: Unit, given: Sequence[tuple[Unit, Ar
 
 
 def _execute_refined(subject: Subject, unit: Unit, given: Sequence[tuple[Unit, Arrays]]) -> Arrays:
-    """Every image asked of the neurons at the places given, if any."""
+    """Every image as it is asked of the neurons at the places given, if any."""
     ((_, arrays),) = given
     if not len(arrays["places"]):
         return {}

@@ -100,7 +100,8 @@ class Subject:
     def sweeps(self, start: int, stop: int, stage: Stage = "whole") -> list[tuple[Sweep, int]]:
         """The batches of images start to stop; kept, since the next unit most likely asks for the same.
 
-        stage "sample": asked by the designs, which may be filled in later, before the layer is asked for.
+        stage "sample": asked by the designs, which may be filled in later, before the layer is asked for;
+        "refined": only of the images as they are.
         """
         if (start, stop, stage) not in self._swept:
             assert self.way is not None
@@ -111,7 +112,7 @@ class Subject:
                     self.classifier,
                     self.data,
                     self.selection.sites,
-                    parse_epsilons(self.spec.epsilons),
+                    () if stage == "refined" else parse_epsilons(self.spec.epsilons),
                     batch_size=self.spec.batch_size,
                     start=start,
                     stop=stop,

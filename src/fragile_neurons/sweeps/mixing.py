@@ -29,11 +29,7 @@ class Mixing:
         output: torch.Tensor = layer(before)
         change = (after - before).to(output.dtype)
         if isinstance(layer, nn.Conv2d):
-            padding = layer._reversed_padding_repeated_twice
-            if any(padding):
-                mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
-                change = functional.pad(change, padding, mode=mode)
-            self.change = change.movedim(1, 0).contiguous()  # (channels, n, height, width)
+            self.change = _padded(layer, change.movedim(1, 0))  # (channels, n, height, width)
             weight = layer.weight.to(output.dtype)
             self.weight = weight.movedim(0, -1).flatten(1, 2).contiguous()  # (channels, taps, outputs)
             self.output = _corners(output.movedim(1, -1), self.side)  # (corners, n, height, width, outputs)
@@ -92,6 +88,18 @@ class Mixing:
         # copied tap by tap: rows of pixels lie together, the taps of one output do not
         self._windows = _with_shape(self._windows, windows.shape).copy_(windows)
         return self._windows.view(side * side, shape[0] * shape[1], -1).transpose(1, 2)
+
+
+def _padded(layer: nn.Conv2d, maps: torch.Tensor) -> torch.Tensor:
+    """Maps, (..., height, width), with the layer's padding around them, contiguous."""
+    left, right, top, bottom = padding = layer._reversed_padding_repeated_twice
+    if layer.padding_mode != "zeros":
+        return functional.pad(maps, padding, mode=layer.padding_mode).contiguous()
+    height, width = maps.shape[-2:]
+    # laid out and padded in one copy
+    found = maps.new_zeros(*maps.shape[:-2], top + height + bottom, left + width + right)
+    found[..., top : top + height, left : left + width] = maps
+    return found
 
 
 def _corners(maps: torch.Tensor, side: int) -> torch.Tensor:

@@ -88,18 +88,12 @@ class Dropped(Observed):
             | dict(zip(names[ADAPTIVE], self.adv_margin, strict=False))
         )
 
-    @property
-    def sampled(self) -> npt.NDArray[np.bool_]:
-        """(neurons,) whether an answer is an estimate."""
-        heaviest = (self.clean_heaviest, *self.transfer_heaviest, *self.adv_heaviest)
-        sampled: npt.NDArray[np.bool_] = np.concatenate(heaviest).max(axis=0) > 1
-        return sampled
-
-    def replaced(self, places: npt.NDArray[np.int64], others: Dropped) -> Dropped:
-        """The same, with other answers for the neurons at these places."""
-        columns = {field.name: getattr(self, field.name).copy() for field in fields(self)}
-        for name, array in columns.items():
-            array[..., places] = getattr(others, name)
+    def refined(self, places: npt.NDArray[np.int64], others: Dropped) -> Dropped:
+        """The same, with the answers of others on the images themselves for the neurons at these places."""
+        clean = {field.name for field in fields(self) if field.name.startswith(CLEAN)}
+        columns = {name: array.copy() if name in clean else array for name, array in vars(self).items()}
+        for name in clean:
+            columns[name][..., places] = getattr(others, name)
         return Dropped(**columns)
 
 

@@ -22,8 +22,9 @@ FEWEST = 30  # images of the pilot without which there is no telling
 FLOOR = 0.02
 LARGEST_PART = 0.2  # of the variance asked for, that a single flip may make up
 AIM, DOUBT = 0.65, 4.0  # of the standard error asked for, which the pilot foretells with errors of its own
-SURE = 0.7  # of a neuron's pairs: where more are asked, all are
+SURE = 0.65  # of a neuron's pairs: where more are asked, all are
 MOST_GROWTH = 0.9  # of the variance of the errors, that grows with the change they come from
+TAIL = 4  # the power with which errors larger than all of the pilot's get rarer
 SEARCH_STEPS = 60
 
 Array = npt.NDArray[np.float64]
@@ -58,19 +59,47 @@ class FirstOrder:
 
 
 @dataclass(frozen=True, eq=False)
-class Odds:
-    """How what was predicted of one layer comes true under one question, learnt from a pilot.
+class Fit:
+    """How margins change where that was predicted, (channels,) each.
 
-    slope, offset: (channels,) the change of a margin is offset + slope * predicted. spread, growth:
-    (channels,) with errors of the root mean square sqrt(spread^2 + (growth * size)^2). errors: (any,) in
-    units of that, ascending, of all channels. factor: (channels,) a pair is asked with probability factor *
-    sqrt(probability that the prediction flips), at least that probability, and at least floor, (channels,).
+    The change of a margin is offset + slope * predicted, with errors of the root mean square
+    sqrt(spread^2 + (growth * size)^2).
     """
 
     slope: Array
     offset: Array
     spread: Array
     growth: Array
+
+    @classmethod
+    def of(cls, told: FirstOrder, after: Array) -> Fit:
+        """From what was predicted and the margins afterwards, (channels, n)."""
+        actual, changes = after - told.margins, told.changes
+        centred = changes - changes.mean(axis=1, keepdims=True)
+        length = (centred**2).sum(axis=1)
+        slope = (centred * actual).sum(axis=1) / np.where(length > 0, length, 1.0)
+        offset = actual.mean(axis=1) - slope * changes.mean(axis=1)
+        error = actual - slope[:, None] * changes - offset[:, None]
+        return Fit(slope, offset, *_error_model(error, told.sizes))
+
+    def expected(self, predicted: FirstOrder) -> Array:
+        """(channels, n) the margins afterwards."""
+        return predicted.margins + self.offset[:, None] + self.slope[:, None] * predicted.changes
+
+    def expected_errors(self, predicted: FirstOrder) -> Array:
+        """(channels, n) the root mean square error of each of these."""
+        return np.maximum(np.hypot(self.spread[:, None], self.growth[:, None] * predicted.sizes), 1e-12)
+
+
+@dataclass(frozen=True, eq=False)
+class Odds(Fit):
+    """How what was predicted of one layer comes true under one question, learnt from a pilot.
+
+    errors: (any,) in units of those expected, ascending, of all channels. factor: (channels,) a pair is
+    asked with probability factor * sqrt(probability that the prediction flips), at least that
+    probability, and at least floor, (channels,).
+    """
+
     errors: Array
     factor: Array
     floor: Array
@@ -86,34 +115,19 @@ class Odds:
             zero = np.zeros(channels)
             return cls(zero, zero, zero, zero, np.zeros(1), np.full(channels, np.inf), zero + 1)
         pilot, after = pilot.of_images(here), after[:, here]
-        actual, changes = after - pilot.margins, pilot.changes
-        centred = changes - changes.mean(axis=1, keepdims=True)
-        length = (centred**2).sum(axis=1)
-        slope = (centred * actual).sum(axis=1) / np.where(length > 0, length, 1.0)
-        offset = actual.mean(axis=1) - slope * changes.mean(axis=1)
-        error = actual - slope[:, None] * changes - offset[:, None]
-        spread, growth = _error_model(error, pilot.sizes)
         asked = float(here.sum() / len(here) * images)
         floor = np.full(channels, smallest_probability(asked, standard_error))
-        odds = cls(slope, offset, spread, growth, np.zeros(1), floor, floor)
-        odds = replace(odds, errors=np.sort((error / odds.expected_errors(pilot))[error.any(axis=1)].ravel()))
+        fit, errors = Fit.of(pilot, after), _errors_on_others(pilot, after)
+        odds = cls(**vars(fit), errors=errors, factor=floor, floor=floor)
         factor = _factors(odds.flips(pilot), floor, (AIM * standard_error) ** 2 * asked)
         odds = replace(odds, factor=factor)
         return replace(odds, floor=np.where(odds.probabilities(pilot).mean(axis=1) > SURE, 1.0, floor))
 
-    def expected(self, predicted: FirstOrder) -> Array:
-        """(channels, n) the margins afterwards."""
-        return predicted.margins + self.offset[:, None] + self.slope[:, None] * predicted.changes
-
-    def expected_errors(self, predicted: FirstOrder) -> Array:
-        """(channels, n) the root mean square error of each of these."""
-        return np.maximum(np.hypot(self.spread[:, None], self.growth[:, None] * predicted.sizes), 1e-12)
-
     def flips(self, predicted: FirstOrder) -> Array:
         """(channels, n) the probability that a prediction is right before and wrong after, or the reverse."""
         limits = -self.expected(predicted) / self.expected_errors(predicted)
-        chance: Array = (np.searchsorted(self.errors, limits) + 0.5) / (len(self.errors) + 1)
-        return np.where(predicted.margins > 0, chance, 1 - chance)
+        below, above = _chance_below(self.errors, limits), _chance_below(-self.errors[::-1], -limits)
+        return np.where(predicted.margins > 0, below, above)
 
     def probabilities(self, predicted: FirstOrder) -> Array:
         """(channels, n) with which each pair is asked."""
@@ -124,6 +138,27 @@ class Odds:
         names = ("slope", "offset", "spread", "growth", "factor", "floor")
         of_each = {name: getattr(self, name)[list(rows)] for name in names}
         return Odds(errors=self.errors, **of_each)
+
+
+def _errors_on_others(pilot: FirstOrder, after: Array) -> Array:
+    """The errors of `Odds`: on each half of the images, of what the other half teaches.
+
+    On its own images a fit errs less, most of all where it errs most.
+    """
+    first, found = np.arange(len(pilot.margins)) % 2 == 0, []
+    for half, other in ((first, ~first), (~first, first)):
+        fit, told = Fit.of(pilot.of_images(half), after[:, half]), pilot.of_images(other)
+        errors = (after[:, other] - fit.expected(told)) / fit.expected_errors(told)
+        found.append(errors[fit.spread > 0])
+    return np.sort(np.concatenate(found, axis=None))
+
+
+def _chance_below(errors: Array, limits: Array) -> Array:
+    """The probability of an error below each limit; beyond all errors met it falls as a heavy tail does."""
+    chance: Array = (np.searchsorted(errors, limits) + 0.5) / (len(errors) + 1)
+    lowest = min([-1e-12, *errors[:1]])
+    beyond: Array = np.minimum(limits, lowest) / lowest
+    return chance / beyond**TAIL
 
 
 def _error_model(error: Array, sizes: Array) -> tuple[Array, Array]:
@@ -218,9 +253,9 @@ class Sample:
         }
 
     def _uniforms(self, layer: str, channels: Sequence[int]) -> Array:
-        """(channels, n) numbers that belong to the pair, whoever asks and in whatever order."""
+        """(channels, n) numbers that belong to the pair in its batch, whoever asks and in whatever order."""
         if layer not in self._uniform:
-            purpose, size = f"sample of {layer}", max(self._designs[layer].channels) + 1
-            drawn = [numpy_generator(self._seed, purpose, int(index)).random(size) for index in self._indices]
-            self._uniform = {layer: np.stack(drawn, axis=1)}
+            generator = numpy_generator(self._seed, f"sample of {layer}", int(self._indices[0]))
+            shape = max(self._designs[layer].channels) + 1, len(self._indices)
+            self._uniform = {layer: generator.random(shape)}
         return self._uniform[layer][list(channels)]

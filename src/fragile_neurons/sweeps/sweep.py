@@ -46,7 +46,8 @@ class Asked:
 class Sweep:
     """One batch, attacked once; sites are asked for in order of execution, each as often as you like.
 
-    sample: which pairs of a neuron and an image are asked; None: all of them.
+    sample: which pairs of a neuron and an image are asked; None: all of them. whole: what the network as
+    it is says of the images.
     """
 
     def __init__(
@@ -59,9 +60,10 @@ class Sweep:
         epsilons: Sequence[Fraction],
         sample: Sample | None = None,
     ) -> None:
-        self._sample, self._labels, self._epsilons = sample, labels, epsilons
+        self._sample, self._epsilons = sample, epsilons
         self._names = question_names(epsilons)
-        whole = measure_baseline(classifier, images, labels, epsilons)
+        self.labels = labels
+        whole = self.whole = measure_baseline(classifier, images, labels, epsilons)
         self._turns, self._blind = [images, *whole.adversarial], whole.zero_gradient
         self._before = [Before(one, labels) for one in (whole.logits, *whole.adversarial_logits)]
         self._is_coarse = classifier.dtype != "float32"
@@ -83,7 +85,7 @@ class Sweep:
             for question, told in zip(questions, predicted, strict=True)
         )
         anew: list[Answer] = []
-        zero_gradient = np.zeros((len(self._labels), len(channels)), dtype=np.bool_)
+        zero_gradient = np.zeros((len(self.labels), len(channels)), dtype=np.bool_)
         if adaptive and self._epsilons:
             told = [one for one in predicted[1:] if one is not None]
             anew, zero_gradient = self._dropped_anew(site, channels, values, told)
@@ -134,7 +136,7 @@ class Sweep:
         return {name: found[name] for name in names}
 
     def _drops(self, values: Sequence[float]) -> list[Asked]:
-        everywhere = torch.ones_like(self._labels, dtype=torch.bool)
+        everywhere = torch.ones_like(self.labels, dtype=torch.bool)
         return [
             Asked(name, turn, drop(values), everywhere)
             for turn, name in enumerate((CLEAN, *self._names[TRANSFER]))
@@ -187,9 +189,7 @@ class Sweep:
         pairs = Pairs.where(channels, asked)
         logits = walk.logits(site, question.replace, pairs) if len(pairs) else before.logits[:0]
         # in bfloat16 a graph rounds to other predictions than the network, of which no neuron is the cause
-        kept = (
-            Before(self._kept_logits(question, site, channels), self._labels) if self._is_coarse else before
-        )
+        kept = Before(self._kept_logits(question, site, channels), self.labels) if self._is_coarse else before
         return Answer.of_pairs(logits, before, kept, asked, sample), logits
 
     def _dropped_anew(
@@ -199,7 +199,7 @@ class Sweep:
 
         transfer: what of a sample is predicted at each epsilon on the whole network's images.
         """
-        asked = torch.ones(len(channels), len(self._labels), dtype=torch.bool, device=self._labels.device)
+        asked = torch.ones(len(channels), len(self.labels), dtype=torch.bool, device=self.labels.device)
         samples: list[Weighted] = []
         if self._sample is not None:
             predicted = dict(zip(self._names[ADAPTIVE], transfer, strict=True))
@@ -209,7 +209,7 @@ class Sweep:
         if not len(pairs):
             found = AttackedPairs.none(self._before[0].logits, len(self._epsilons))
         else:
-            found = self._walks[0].attack(site, drop(values), pairs, self._labels, self._epsilons)
+            found = self._walks[0].attack(site, drop(values), pairs, self.labels, self._epsilons)
         kept, blind = self._kept_anew(site, channels)
         answers = [
             Answer.of_pairs(*of_epsilon, asked, samples[row] if samples else None)
@@ -217,7 +217,7 @@ class Sweep:
                 zip(found.adversarial_logits, self._before[1:], kept, strict=True)
             )
         ]
-        differs = np.zeros((len(self._labels), len(channels)), dtype=np.bool_)
+        differs = np.zeros((len(self.labels), len(channels)), dtype=np.bool_)
         rows, columns = pairs.images.cpu().numpy(), asked.nonzero()[:, 0].cpu().numpy()
         differs[rows, columns] = (found.zero_gradient != blind[pairs.images]).cpu().numpy()
         before = self._blind[:, None].cpu().numpy()
@@ -228,10 +228,10 @@ class Sweep:
         if not self._is_coarse:
             return self._before[1:], self._blind
         if site not in self._anew:
-            pairs = Pairs.where(channels[:1], torch.ones_like(self._labels, dtype=torch.bool).unsqueeze(0))
-            self._anew[site] = self._walks[0].attack(site, keep, pairs, self._labels, self._epsilons)
+            pairs = Pairs.where(channels[:1], torch.ones_like(self.labels, dtype=torch.bool).unsqueeze(0))
+            self._anew[site] = self._walks[0].attack(site, keep, pairs, self.labels, self._epsilons)
         found = self._anew[site]
-        return [Before(logits, self._labels) for logits in found.adversarial_logits], found.zero_gradient
+        return [Before(logits, self.labels) for logits in found.adversarial_logits], found.zero_gradient
 
     def _sampled(self, question: Asked, site: Site, channels: Sequence[int]) -> FirstOrder | None:
         """What a sample is drawn by; None where every pair is asked."""
@@ -239,7 +239,7 @@ class Sweep:
 
     def _first_order(self, question: Asked, site: Site, channels: Sequence[int]) -> FirstOrder:
         walk, before = self._walks[question.turn], self._before[question.turn]
-        changes, sizes = walk.first_order(site, channels, question.replace, self._labels)
+        changes, sizes = walk.first_order(site, channels, question.replace, self.labels)
         return FirstOrder(
             margins=before.margins.double().cpu().numpy(),
             changes=changes.double().cpu().numpy(),
@@ -251,5 +251,5 @@ class Sweep:
         self, by_epsilon: Sequence[Array], channels: Sequence[int], dtype: type[np.generic] = np.float32
     ) -> Array:
         """(epsilons, n, channels) of (n, channels) each."""
-        empty = np.zeros((0, len(self._labels), len(channels)), dtype)
+        empty = np.zeros((0, len(self.labels), len(channels)), dtype)
         return np.stack(by_epsilon) if by_epsilon else empty
