@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import copy
 import dataclasses
+import math
 import multiprocessing
 import os
 import statistics
@@ -189,10 +190,19 @@ def adding_flops(_added: Shape, *others: Any, **named: Any) -> int:
     return fused_flops(*others, **named)
 
 
+def linear_flops(rows: Shape, weight: Shape, *_: object, **__: object) -> int:
+    """Of a linear layer."""
+    return 2 * math.prod(rows) * weight[0]
+
+
 def flops(work: Work) -> float:
     """GFLOP of multiplications and additions in convolutions and matrix products."""
     ours = torch.ops.mkldnn
-    formulas = {ours._convolution_pointwise: fused_flops, ours._convolution_pointwise_: adding_flops}
+    formulas = {
+        ours._convolution_pointwise: fused_flops,
+        ours._convolution_pointwise_: adding_flops,
+        ours._linear_pointwise: linear_flops,
+    }
     with FlopCounterMode(display=False, custom_mapping=formulas) as counter:
         work()
     return float(counter.get_total_flops() / 1e9)

@@ -20,6 +20,7 @@ from fragile_neurons.losses import margins
 from fragile_neurons.models.architectures import resnet20
 from fragile_neurons.neurons import Layer, Site, executed_layers
 from fragile_neurons.sweeps.exact import Exact, tail_rows, whole_runs
+from fragile_neurons.sweeps.fused import QuickLinear
 from fragile_neurons.sweeps.pairs import Pairs
 from fragile_neurons.sweeps.quick import HalvedMaps, SmallMaps
 from fragile_neurons.sweeps.reference import Reference
@@ -331,7 +332,7 @@ def test_only_pooling_of_two_by_two_is_done_as_maxima(
 def test_a_rectification_that_only_pooling_reads_follows_it(read: str) -> None:
     torch.manual_seed(0)
     _, near = splits_of(Pooled(torch.nn.MaxPool2d(2), read), torch.rand(IMAGES, 1, 7, 7))
-    assert called_in(near.rest)[:2] == [torch.nn.ReLU, torch.nn.Linear if read == "once" else HalvedMaps]
+    assert called_in(near.rest)[:2] == [torch.nn.ReLU, QuickLinear if read == "once" else HalvedMaps]
     assert bool(near.halved) == (read == "once")
 
 

@@ -16,7 +16,7 @@ from fragile_neurons.interventions import drop
 from fragile_neurons.models.architectures import resnet20
 from fragile_neurons.neurons import executed_layers
 from fragile_neurons.sweeps.exact import Exact
-from fragile_neurons.sweeps.fused import FusedConv, fuse
+from fragile_neurons.sweeps.fused import FusedConv, QuickLinear, fuse
 from fragile_neurons.sweeps.pairs import Pairs
 from fragile_neurons.sweeps.reference import Reference
 
@@ -227,3 +227,18 @@ def test_a_nan_inside_stays_one(divide: Callable[[Any, Any], Any]) -> None:
     assert expected[:4].isnan().all()
     assert expected[4:].isfinite().all()
     torch.testing.assert_close(found, expected, equal_nan=True)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(5, 12), (1, 12), (2, 3, 12)])
+def test_a_quick_linear_layer_is_the_layer(bias: bool, shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    linear, rows = nn.Linear(12, 7, bias=bias).requires_grad_(False), torch.rand(shape)
+    quick = QuickLinear(linear)
+    torch.testing.assert_close(quick(rows), linear(rows))
+    torch.testing.assert_close(quick(rows.mT.contiguous().mT), linear(rows))
+    given = rows.clone().requires_grad_(True)
+    (slopes,) = torch.autograd.grad(quick(given).square().sum(), given)
+    (expected,) = torch.autograd.grad(linear(given).square().sum(), given)
+    assert torch.equal(slopes, expected)
+    assert quick.to(torch.float64)(rows.double()).dtype == torch.float64

@@ -60,8 +60,7 @@ class Mixing:
                 sums = out
                 if corner:
                     sums = self._corner = _with_shape(self._corner, out.shape)
-                _take(self.output[corner], images, sums)
-                sums.view(-1, sums.shape[-1]).addmm_(taps, weight)
+                _add_product(self.output[corner], images, taps, weight, out=sums)
                 if corner:
                     torch.maximum(out, sums, out=out)
             if few:
@@ -110,12 +109,20 @@ def _corners(maps: torch.Tensor, side: int) -> torch.Tensor:
     return blocks.permute(2, 4, 0, 1, 3, 5).flatten(0, 1).contiguous()
 
 
-def _take(rows: torch.Tensor, which: torch.Tensor | slice, out: torch.Tensor) -> None:
-    """Copy rows."""
+def _add_product(
+    rows: torch.Tensor,
+    which: torch.Tensor | slice,
+    taps: torch.Tensor,
+    weight: torch.Tensor,
+    out: torch.Tensor,
+) -> None:
+    """Some of the rows plus taps times weights."""
+    flat = out.view(-1, out.shape[-1])
     if isinstance(which, slice):
-        out.copy_(rows[which])
+        torch.addmm(rows[which].view(flat.shape), taps, weight, out=flat)
     else:
         torch.index_select(rows, 0, which, out=out)
+        flat.addmm_(taps, weight)
 
 
 def _with_shape(buffer: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:

@@ -13,7 +13,7 @@ import torch
 from torch import fx, nn
 from torch.nn import functional
 
-from fragile_neurons.sweeps.fused import FusedConv, fuse, is_rectification
+from fragile_neurons.sweeps.fused import FusedConv, QuickLinear, fuse, is_rectification, multiply
 from fragile_neurons.sweeps.graph import Traced
 
 LARGEST = 1 << 23  # values of a matrix that stands for a convolution
@@ -29,6 +29,7 @@ def quicken(
     """
     _flatten_as_it_lies(rest, shapes, traced)
     _multiply_small_maps(rest, shapes, traced)
+    _multiply_quickly(rest)
     fuse(rest, shapes, rectify=rectify)
     _halve_maps(rest, shapes)
     _put_in_place(rest, shapes)
@@ -55,7 +56,7 @@ class SmallMaps(nn.Module):
             self.bias = nn.Parameter(conv.bias.repeat(positions), requires_grad=False)
 
     def forward(self, maps: torch.Tensor) -> torch.Tensor:
-        found = functional.linear(maps.movedim(1, -1).flatten(1), self.weight, self.bias)
+        found = multiply(maps.movedim(1, -1).flatten(1), self.weight, self.bias)
         return found.view(len(found), *self.size, -1).movedim(-1, 1)
 
 
@@ -91,6 +92,17 @@ def _multiply_small_maps(rest: fx.GraphModule, shapes: Mapping[fx.Node, torch.Si
         if small and not isinstance(conv.padding, str):
             node.target = f"multiplied_{node.name}"
             rest.add_submodule(node.target, traced.make(SmallMaps, conv, size))
+    rest.delete_all_unused_submodules()
+    rest.recompile()
+
+
+def _multiply_quickly(rest: fx.GraphModule) -> None:
+    modules = dict(rest.named_modules())
+    for node in rest.graph.nodes:
+        linear = modules.get(str(node.target)) if node.op == "call_module" else None
+        if type(linear) is nn.Linear:
+            node.target = f"quick_{node.name}"
+            rest.add_submodule(node.target, QuickLinear(linear))
     rest.delete_all_unused_submodules()
     rest.recompile()
 
@@ -219,4 +231,4 @@ def _put_in_place(rest: fx.GraphModule, shapes: Mapping[fx.Node, torch.Size]) ->
     rest.recompile()
 
 
-PRODUCING = (nn.Conv2d, FusedConv, SmallMaps, HalvedMaps, nn.Linear, nn.BatchNorm2d)
+PRODUCING = (nn.Conv2d, FusedConv, SmallMaps, HalvedMaps, nn.Linear, QuickLinear, nn.BatchNorm2d)
