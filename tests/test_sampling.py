@@ -280,6 +280,10 @@ def test_errors_are_those_on_images_from_which_nothing_was_learnt() -> None:
     odds = learn(told(margins, changes), margins + changes + error)
     assert odds.errors[-1] > 10 * np.sqrt(256)  # in units of a scale of its own it would be below the root
     assert len(odds.errors) == changes.size
+    changes[1], error[1] = 0, generator.normal(0, 1e-7, 256)  # dead but for rounding,
+    changes[1, 8], error[1, 8] = -1, 0.3  # and for one image: of one half
+    one = learn(told(margins, changes), margins + changes + error)
+    assert np.abs(one.errors).max() == pytest.approx(np.abs(odds.errors).max(), rel=0.01)
 
 
 def test_flips_beyond_every_error_of_the_pilot_get_rarer_with_the_distance() -> None:

@@ -73,7 +73,7 @@ def open_sweeps(
     for batch in batches(data, batch_size, classifier.device, start, stop):
         sample = None
         if designs is not None:
-            sample = Sample(designs, seed, data.indices[batch.positions])
+            sample = Sample(designs, seed, batch.positions)
         yield Sweep(way, classifier, sites, batch.images, batch.labels, epsilons, sample), batch.count
 
 

@@ -14,7 +14,7 @@ import torch
 
 from fragile_neurons.analysis.cumulative import DRAWS, curve_stop, steps_of
 from fragile_neurons.analysis.disturbance import NOISE_DRAWS
-from fragile_neurons.analysis.staging import pilot_stop
+from fragile_neurons.analysis.staging import TOP, pilot_stop
 from fragile_neurons.classifier import evaluating
 from fragile_neurons.neurons import Layer
 from fragile_neurons.runs.execute import execute_unit
@@ -88,7 +88,8 @@ def _forecasts(subject: Subject, probe: Subject, name: str, images: int, whole: 
     if name == "exact":
         pilot = pilot_stop(images, spec.batch_size) / images
         floor = smallest_probability(images, spec.standard_error)
-        asked["sampled"] = pairs * (pilot + (1 - pilot) * floor)
+        top = TOP / sum(counts) / (1 + 3 * epsilons + anew)  # asked again, but only clean
+        asked["sampled"] = pairs * min(1.0, pilot + (1 - pilot) * floor + top)
     found = []
     for way, some in asked.items():
         once = 2 * (2 + epsilons) + 1 + epsilons * (2 + NOISE_DRAWS)

@@ -97,6 +97,7 @@ def multiply(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
     """torch.nn.functional.linear; by oneDNN where it may, which on some processors is faster than MKL."""
     if not _is_plain(rows) or (torch.is_grad_enabled() and rows.requires_grad):
         return functional.linear(rows, weight, bias)
+    bias = None if bias is None else bias.contiguous()  # its stride would not be looked at
     found: torch.Tensor = torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
     return found
 

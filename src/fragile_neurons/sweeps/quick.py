@@ -100,7 +100,7 @@ def _multiply_quickly(rest: fx.GraphModule) -> None:
     modules = dict(rest.named_modules())
     for node in rest.graph.nodes:
         linear = modules.get(str(node.target)) if node.op == "call_module" else None
-        if type(linear) is nn.Linear:
+        if type(linear) is nn.Linear and not (linear._forward_hooks or linear._forward_pre_hooks):
             node.target = f"quick_{node.name}"
             rest.add_submodule(node.target, QuickLinear(linear))
     rest.delete_all_unused_submodules()

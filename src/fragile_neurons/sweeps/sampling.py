@@ -149,7 +149,8 @@ def _errors_on_others(pilot: FirstOrder, after: Array) -> Array:
     for half, other in ((first, ~first), (~first, first)):
         fit, told = Fit.of(pilot.of_images(half), after[:, half]), pilot.of_images(other)
         errors = (after[:, other] - fit.expected(told)) / fit.expected_errors(told)
-        found.append(errors[fit.spread > 0])
+        moved = pilot.sizes[:, half].any(axis=1) & (fit.spread > 0)  # else there was nothing to learn from
+        found.append(errors[moved])
     return np.sort(np.concatenate(found, axis=None))
 
 
@@ -234,10 +235,10 @@ class Design:
 
 
 class Sample:
-    """The pairs that are asked of one batch. indices: (n,) of its images; designs: by layer."""
+    """The pairs that are asked of one batch. places: (n,) of its images in the data; designs: by layer."""
 
-    def __init__(self, designs: Mapping[str, Design], seed: int, indices: npt.NDArray[np.int64]) -> None:
-        self._designs, self._seed, self._indices = designs, seed, indices
+    def __init__(self, designs: Mapping[str, Design], seed: int, places: npt.NDArray[np.int64]) -> None:
+        self._designs, self._seed, self._places = designs, seed, places
         self._uniform: dict[str, Array] = {}
 
     def draw(
@@ -255,7 +256,7 @@ class Sample:
     def _uniforms(self, layer: str, channels: Sequence[int]) -> Array:
         """(channels, n) numbers that belong to the pair in its batch, whoever asks and in whatever order."""
         if layer not in self._uniform:
-            generator = numpy_generator(self._seed, f"sample of {layer}", int(self._indices[0]))
-            shape = max(self._designs[layer].channels) + 1, len(self._indices)
+            generator = numpy_generator(self._seed, f"sample of {layer}", int(self._places[0]))
+            shape = max(self._designs[layer].channels) + 1, len(self._places)
             self._uniform = {layer: generator.random(shape)}
         return self._uniform[layer][list(channels)]
