@@ -578,7 +578,7 @@ def adaptive_part(cache: Cache) -> str:
         "accuracy under attack": f"{found['accuracy']:.1%}",
         "sampled, 10,000 images, s": f"{found['sampled']:.1f}",
         f"loop, scaled (from {IMAGES}), s": f"{scaled:.0f}",
-        "faster": f"{scaled / found['sampled']:.1f}",
+        "faster": f"{scaled / found['sampled']:.2f}",
         "asked": "3",
         "standard error, pp: median, largest": f"{true['median']:.3f}, {true['largest']:.3f}",
         "as estimated: median, largest": f"{found['median']:.3f}, {found['largest']:.3f}",
