@@ -34,6 +34,7 @@ from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
 import fragile_neurons as fn
 from fragile_neurons.analysis.dropout import observe_drops
+from fragile_neurons.analysis.predictions import Predictions
 from fragile_neurons.analysis.selection import select
 from fragile_neurons.data.catalogue import find_dataset
 from fragile_neurons.interventions import drop, intervening
@@ -41,6 +42,7 @@ from fragile_neurons.losses import margins
 from fragile_neurons.neurons import Layer, executed_layers
 from fragile_neurons.sweeps.baseline import measure_baseline
 from fragile_neurons.sweeps.exact import Exact
+from fragile_neurons.sweeps.observed import Dropped
 from fragile_neurons.sweeps.pairs import Pairs
 from fragile_neurons.sweeps.reference import Reference
 from fragile_neurons.sweeps.sampling import PILOT_IMAGES, STANDARD_ERROR, FirstOrder, Odds
@@ -505,26 +507,33 @@ def measure_sampled(name: str, which: str, few: int) -> Row:
     taken = statistics.median(
         seconds({"": partial(loop, classifier, images, layers, batch, False)}, rounds=1)[""]
     )
-    selection = select(classifier, data, layer=which)
-    start = time.perf_counter()
-    predictions, dropped = observe_drops(
-        classifier,
-        data,
-        selection,
-        sweep="sampled",
-        replace="zero",
-        epsilons=(),
-        mode="transfer",
-        batch_size=256,
-    )
-    sampled = time.perf_counter() - start
+    sampled, predictions, dropped = timed_sample(classifier, data, which, ())
     return {
-        "neurons": len(selection.neurons),
+        "neurons": dropped.clean_right.shape[1],
         "accuracy": float(predictions.right.mean()),
         "sampled": sampled,
         "loop": taken,
         **as_estimated(predictions.right, dropped.clean_right),
     }
+
+
+def timed_sample(
+    classifier: fn.Classifier, data: fn.ImageData, which: str, epsilons: Sequence[Fraction]
+) -> tuple[float, Predictions, Dropped]:
+    """Seconds of a whole sampled sweep, attacked anew where there are epsilons, and its answers."""
+    selection = select(classifier, data, layer=which)
+    start = time.perf_counter()
+    found = observe_drops(
+        classifier,
+        data,
+        selection,
+        sweep="sampled",
+        replace="zero",
+        epsilons=epsilons,
+        mode="adaptive",
+        batch_size=256,
+    )
+    return time.perf_counter() - start, *found
 
 
 def as_estimated(before: np.ndarray[Any, Any], after: np.ndarray[Any, Any]) -> dict[str, float]:
@@ -625,19 +634,7 @@ def measure_adaptive(name: str, count: int, neurons: int) -> Row:
 def sampled_anew() -> Row:
     """The whole sampled sweep of 10,000 images, attacked anew at each pair that is asked."""
     classifier, data = fn.load_model("mnist-cnn").eval(), fn.load_data("mnist", limit=10_000)
-    selection = select(classifier, data, layer="first")
-    start = time.perf_counter()
-    predictions, dropped = observe_drops(
-        classifier,
-        data,
-        selection,
-        sweep="sampled",
-        replace="zero",
-        epsilons=ANEW,
-        mode="adaptive",
-        batch_size=256,
-    )
-    sampled = time.perf_counter() - start
+    sampled, predictions, dropped = timed_sample(classifier, data, "first", ANEW)
     return {
         "accuracy": float(predictions.adv_right[0].mean()),
         "sampled": sampled,
