@@ -190,7 +190,7 @@ def test_the_splits_of_a_deep_network_share_their_weights() -> None:
     classifier, images = fn.Classifier(resnet20()).eval(), torch.rand(4, 3, 8, 8)  # some maps are small
     way = Exact(classifier, images)
     splits = [way.split(layer.site("norm")) for layer in executed_layers(classifier, images)[:-1]]
-    parts = (module for one in splits for module in (one.whole, one.rest))
+    parts = (module for one in splits for module in (one.rest, *one.mixing.values()))
     held = {value.data_ptr(): value.nbytes for part in parts for value in part.state_dict().values()}
     whole = sum(value.nbytes for value in classifier.state_dict().values())
     assert len(splits) == 19
@@ -366,6 +366,71 @@ def test_chunks_share_no_memory_where_the_mixing_layer_is_the_last() -> None:
     found = way.walk(images, [site]).logits(site, drop(0.0), pairs)
     expected = Reference(classifier).walk(images, [site]).logits(site, drop(0.0), pairs)
     torch.testing.assert_close(found, expected)
+
+
+def dead_and_alive() -> tuple[fn.Classifier, torch.Tensor]:
+    """Four channels, of which the second never gets through its rectification."""
+    torch.manual_seed(0)
+    first = torch.nn.Conv2d(1, 4, 3, padding=1)
+    first.load_state_dict({"weight": torch.rand(4, 1, 3, 3), "bias": torch.tensor([0.0, -9.0, 0.0, 0.0])})
+    rest = torch.nn.Conv2d(4, 3, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(48, 3)
+    module = torch.nn.Sequential(first, torch.nn.ReLU(), *rest)
+    return fn.Classifier(module).eval(), torch.rand(IMAGES, 1, 6, 6)
+
+
+@pytest.mark.parametrize("in_advance", [True, False])
+def test_pairs_in_which_nothing_moves_have_the_networks_own_logits(in_advance: bool) -> None:
+    classifier, images = dead_and_alive()
+    site = executed_layers(classifier, images)[0].site("conv")
+    way, pairs = Exact(classifier, images), Pairs.of([0, 1, 2, 3], torch.arange(IMAGES))
+    channels: list[int] = []
+    walk = way.walk(images, [site])
+    chunks = walk._chunks
+    walk._chunks = lambda asked, *rest: channels.extend(asked.channels.tolist()) or chunks(asked, *rest)  # type: ignore[method-assign, func-returns-value]
+    kept = walk.kept(site) if in_advance else None
+    found = walk.logits(site, drop(0.0), pairs).view(4, IMAGES, -1)
+    # one of four does not pay for a pass of its own over all images
+    expected = [0] * IMAGES + [0, 2, 3] * IMAGES if in_advance else [0, 1, 2, 3] * IMAGES
+    assert sorted(channels) == sorted(expected)
+    assert torch.equal(found[1], walk.kept(site) if kept is None else kept)
+    reference = Reference(classifier).walk(images, [site])
+    torch.testing.assert_close(found.flatten(0, 1), reference.logits(site, drop(0.0), pairs))
+    torch.testing.assert_close(walk.kept(site), classifier(images))
+
+
+def test_many_pairs_in_which_nothing_moves_are_worth_one_pass() -> None:
+    classifier, images = dead_and_alive()
+    site = executed_layers(classifier, images)[0].site("conv")
+    walk, pairs = Exact(classifier, images).walk(images, [site]), Pairs.of([1, 1], torch.arange(IMAGES))
+    assert torch.equal(walk.logits(site, drop(-1.0), pairs), walk.kept(site).repeat(2, 1))
+
+
+class Twice(torch.nn.Module):
+    """A layer that is called twice; its first channel gets through the second time alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.fc = torch.nn.Conv2d(2, 2, 1), torch.nn.Linear(2, 3)
+        weight = torch.tensor([[0.0, 0.5], [0.0, 5.0]]).view(2, 2, 1, 1)
+        self.conv.load_state_dict({"weight": weight, "bias": torch.tensor([-1.0, 3.0])})
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        maps = functional.relu(self.conv(functional.relu(self.conv(images))))
+        logits: torch.Tensor = self.fc(maps.mean(dim=(2, 3)))
+        return logits
+
+
+def test_what_is_replaced_again_later_may_move_there() -> None:
+    torch.manual_seed(0)
+    classifier, images = fn.Classifier(Twice()).eval(), torch.rand(IMAGES, 2, 4, 4)
+    site = executed_layers(classifier, images)[0].site("conv")
+    walk, pairs = Exact(classifier, images).walk(images, [site]), Pairs.of([0], torch.arange(IMAGES))
+    kept = walk.kept(site)
+    found = walk.logits(site, drop(0.0), pairs)
+    torch.testing.assert_close(
+        found, Reference(classifier).walk(images, [site]).logits(site, drop(0.0), pairs)
+    )
+    assert (found != kept).any(dim=1).all()
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import torch
 
 from fragile_neurons.attacks.fgsm import differentiable_logits, gradient_sign
 from fragile_neurons.classifier import Network
+from fragile_neurons.data.batches import SMALLEST_BATCH
 from fragile_neurons.norms import perturb
 
 
@@ -29,10 +30,12 @@ class Baseline:
 def measure_baseline(
     classifier: Network, images: torch.Tensor, labels: torch.Tensor, epsilons: Sequence[Fraction]
 ) -> Baseline:
-    """One pass forward and back, and one forward pass for each epsilon; without any only the first."""
+    """One pass forward and back, and one forward pass for each epsilon; without any, one forward pass."""
     if not epsilons:
         with torch.enable_grad():  # for the refusal of a network that could not be attacked
-            logits = differentiable_logits(classifier, images.detach().requires_grad_(True)).detach()
+            differentiable_logits(classifier, images[:SMALLEST_BATCH].detach().requires_grad_(True))
+        with torch.no_grad():
+            logits = classifier(images)
         blind = torch.zeros_like(labels, dtype=torch.bool)
         return Baseline(logits, blind, images.new_empty(0, *images.shape), logits.new_empty(0, *logits.shape))
     logits, sign = gradient_sign(classifier, images, labels)

@@ -8,6 +8,7 @@ from fractions import Fraction
 from typing import Any
 
 import torch
+from torch import fx
 from torch.utils._pytree import tree_map_only
 
 from fragile_neurons.classifier import Classifier, Network
@@ -23,6 +24,8 @@ from fragile_neurons.sweeps.mixing import Mixing
 from fragile_neurons.sweeps.pairs import Pairs, in_a_row
 from fragile_neurons.sweeps.split import Intervention, Split, Unsplit, leave_whole, split
 from fragile_neurons.sweeps.way import AttackedPairs
+
+Front = tuple[dict[fx.Node, torch.Tensor], dict[fx.Node, torch.Tensor]]
 
 PARTS = 16  # of a chunk's rows; the last chunk has no more than it needs, for few kernels few sizes
 
@@ -83,32 +86,60 @@ class ExactWalk:
         self._values: dict[str, Any] = {}
         self._done: set[str] = set()
         self._slopes: dict[str, torch.Tensor] | None = None
-        self._fronted: tuple[Split, Replacement, tuple[dict[str, Any], dict[str, Any]]] | None = None
+        self._kept: tuple[Site, torch.Tensor] | None = None
+        self._fronted: tuple[Split, Replacement, Front] | None = None
 
     def logits(self, site: Site, replace: Replacement, pairs: Pairs) -> torch.Tensor:
         with torch.no_grad(), self._way.classifier.computing():
-            one = self._advance(site)
-            before, after = self._front(one, replace)
-            mixing = {}
-            for node, layer in one.mixing.items():
-                (source,) = node.all_input_nodes
-                sides = before[source.name], after[source.name]
-                mixing[node] = Mixing(layer, one.places[source], *sides, halved=node in one.halved)
-            found = []
-            for own, part in self._chunks(pairs, one.rows, replace):
-                inputs: list[object] = []
-                for node in one.boundary:
-                    if node in mixing:
-                        inputs.append(mixing[node].rows(own, len(part)))
-                    elif node in one.places:
-                        place = one.places[node]
-                        inputs.append(_with_channels(place, before[node.name], after[node.name], part))
-                    elif node.name in self._values:
-                        inputs.append(_gather(self._values[node.name], part.images))
-                    else:
-                        inputs.append(Intervention(part, replace))
-                found.append(logits_of(one.rest(*inputs)).float()[: len(own)].clone())
-            return torch.cat(found)
+            moved = self._moved(site, replace, pairs)
+            is_kept = self._kept is not None and self._kept[0] == site
+            if not is_kept and (~moved).sum() <= len(self._images):  # to look at all images would be more
+                return self._pass(site, replace, pairs)
+            found = self.kept(site)[pairs.images]
+            if moved.any():
+                found[moved] = self._pass(site, replace, Pairs(pairs.channels[moved], pairs.images[moved]))
+            return found
+
+    def kept(self, site: Site) -> torch.Tensor:
+        if self._kept is None or self._kept[0] != site:
+            everyone = torch.arange(len(self._images), device=self._images.device)
+            with torch.no_grad(), self._way.classifier.computing():
+                self._kept = site, self._pass(site, keep, Pairs.of([0], everyone))
+        return self._kept[1]
+
+    def _moved(self, site: Site, replace: Replacement, pairs: Pairs) -> torch.Tensor:
+        """(pairs,) whether anything changes that comes out of the front: if not, no logit will."""
+        one = self._advance(site)
+        _, moves = self._front(one, replace)
+        moved = torch.full_like(pairs.images, one.again, dtype=torch.bool)
+        for node, move in moves.items():
+            moved |= _by_channel(one.places[node], move.abs())[pairs.images, pairs.channels] != 0
+        return moved
+
+    def _pass(self, site: Site, replace: Replacement, pairs: Pairs) -> torch.Tensor:
+        """What `logits` answers, a row of the rest for each pair."""
+        one = self._advance(site)
+        after, moves = self._front(one, replace)
+        mixing = {}
+        for node, layer in one.mixing.items():
+            (source,) = node.all_input_nodes
+            output, halved = self._values[node.name], node in one.halved
+            mixing[node] = Mixing(layer, one.places[source], moves[source], output, halved=halved)
+        found = []
+        for own, part in self._chunks(pairs, one.rows, replace):
+            inputs: list[object] = []
+            for node in one.boundary:
+                if node in mixing:
+                    inputs.append(mixing[node].rows(own, len(part)))
+                elif node in one.places:
+                    before = self._values[one.name(node)]
+                    inputs.append(_with_channels(one.places[node], before, after[node], part))
+                elif node.name in self._values:
+                    inputs.append(_gather(self._values[node.name], part.images))
+                else:
+                    inputs.append(Intervention(part, replace))
+            found.append(logits_of(one.rest(*inputs)).float()[: len(own)].clone())
+        return torch.cat(found)
 
     def _chunks(self, pairs: Pairs, rows: int, replace: Replacement) -> Iterator[tuple[Pairs, Pairs]]:
         """About so many pairs at a time, and these with the last again where others had more."""
@@ -144,12 +175,12 @@ class ExactWalk:
             self._slopes = self._gradients(labels)
         with torch.no_grad(), self._way.classifier.computing():
             one = self._advance(site)
-            before, after = self._front(one, replace)
+            _, moves = self._front(one, replace)
         changes, squares = [], []
-        for node in one.ends:
-            place, move = one.places[node], (after[node.name] - before[node.name]).float()
-            changes.append(_by_channel(place, move * self._slopes[one.starts.get(node, node.name)]))
-            squares.append(_by_channel(place, move.square_()))
+        for node, move in moves.items():
+            place, move_ = one.places[node], move.float()
+            changes.append(_by_channel(place, move_ * self._slopes[one.name(node)]))
+            squares.append(_by_channel(place, move_.square()))
         sizes = torch.stack(squares).sum(dim=0).sqrt()
         return torch.stack(changes).sum(dim=0)[:, list(channels)].T, sizes[:, list(channels)].T
 
@@ -157,7 +188,7 @@ class ExactWalk:
         """Of each image's margin, at the ends of the fronts of all sites that are left, by name."""
         graph = self._way.traced.graph
         splits = [self._way.split(site) for site in self._sites]
-        names = sorted({one.starts.get(node, node.name) for one in splits for node in one.ends})
+        names = sorted({one.name(node) for one in splits for node in one.ends})
         with torch.enable_grad(), self._way.classifier.computing():
             values = evaluate(graph, graph.graph.nodes, self._inputs.detach().requires_grad_(True))
             logits = logits_of(values["output"]).float()
@@ -204,24 +235,22 @@ class ExactWalk:
                     kept |= {source.name for source in node.all_input_nodes}
         self._values = {name: value for name, value in self._values.items() if name in kept}
 
-    def _front(self, one: Split, replace: Replacement) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The values of the front as they are, and with every channel replaced; the last ones are kept.
+    def _front(self, one: Split, replace: Replacement) -> Front:
+        """The ends of the front with every channel replaced, and how they change; those asked last are kept.
 
-        The latter have one row where a constant replaces channels and nothing else depends on the image.
+        The former have one row where a constant replaces channels and nothing else depends on the image.
         """
-        if self._fronted is not None and self._fronted[:2] == (one, replace):
-            return self._fronted[2]
-        before, after = dict(self._values), dict(self._values)
-        for node in one.front:
-            if node in one.starts:
-                before[node.name] = self._values[one.starts[node]]
-                rows = before[node.name][:1] if isinstance(replace, Constant) else before[node.name]
-                after[node.name] = _all_replaced(rows, one.places[node].axis, replace)
-            else:
-                before = evaluate(one.whole, [node], self._inputs, before)
-                after = evaluate(one.whole, [node], self._inputs, after)
-        self._fronted = (one, replace, (before, after))
-        return before, after
+        if self._fronted is None or self._fronted[:2] != (one, replace):
+            values = dict(self._values)
+            if replace is not keep:
+                for node, name in one.starts.items():
+                    rows = values[name][:1] if isinstance(replace, Constant) else values[name]
+                    values[name] = _all_replaced(rows, one.places[node].axis, replace)
+                values = evaluate(self._way.traced.graph, one.front, self._inputs, values)
+            after = {node: values[one.name(node)] for node in one.ends}
+            moves = {node: after[node] - self._values[one.name(node)] for node in one.ends}
+            self._fronted = one, replace, (after, moves)
+        return self._fronted[2]
 
 
 def whole_runs(rows: int, images: int) -> int:

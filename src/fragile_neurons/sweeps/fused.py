@@ -139,7 +139,7 @@ def fuse(rest: fx.GraphModule, shapes: Mapping[fx.Node, torch.Size], *, rectify:
         """Whether its value is a tensor of its own: no view of another, and no other is kept in it."""
         if node.op == "call_module":
             return isinstance(modules[str(node.target)], NEW)
-        return node.op == "placeholder" or node.target in SUMS | RECTIFICATIONS
+        return node.op == "placeholder" or node.target in SUMS | RECTIFICATIONS | {functional.pad}
 
     def is_spare(node: object, total: fx.Node) -> bool:
         """Whether a sum may overwrite it: all others who read it have done so, and kept none of it."""

@@ -16,18 +16,17 @@ from fragile_neurons.sweeps.pairs import Pairs, in_a_row
 class Mixing:
     """A convolution or linear layer after one channel of its input has changed.
 
-    before, after: its input, (n, ...), as it is and with every channel replaced, of which each pair
-    takes one. halved: whether its maps are wanted after max-pooling of 2 x 2, as `HalvedMaps` does it. The
-    layer is linear, so its output is the whole network's plus (after - before) of that channel times the
+    change: of its input, (n, ...), with every channel replaced, of which each pair takes one. output: the
+    whole network's. halved: whether its maps are wanted after max-pooling of 2 x 2, as `HalvedMaps` does it.
+    The layer is linear, so its output is the whole network's plus the change of that channel times the
     weights that read it.
     """
 
     def __init__(
-        self, layer: nn.Module, place: Place, before: torch.Tensor, after: torch.Tensor, *, halved: bool
+        self, layer: nn.Module, place: Place, change: torch.Tensor, output: torch.Tensor, *, halved: bool
     ) -> None:
         self.layer, self.place, self.side = layer, place, 2 if halved else 1
-        output: torch.Tensor = layer(before)
-        change = (after - before).to(output.dtype)
+        change = change.to(output.dtype)
         if isinstance(layer, nn.Conv2d):
             self.change = _padded(layer, change.movedim(1, 0))  # (channels, n, height, width)
             weight = layer.weight.to(output.dtype)

@@ -8,7 +8,7 @@ from fractions import Fraction
 import torch
 
 from fragile_neurons.classifier import Classifier
-from fragile_neurons.interventions import Replacement, intervening, record_maps
+from fragile_neurons.interventions import Replacement, intervening, keep, record_maps
 from fragile_neurons.neurons import Site
 from fragile_neurons.sweeps.baseline import measure_baseline
 from fragile_neurons.sweeps.margin_gradients import MarginGradients
@@ -32,6 +32,7 @@ class ReferenceWalk:
     def __init__(self, classifier: Classifier, images: torch.Tensor, sites: Sequence[Site]) -> None:
         self.classifier, self.images, self._sites = classifier, images, sites
         self._gradients: MarginGradients | None = None
+        self._kept: tuple[Site, torch.Tensor] | None = None
 
     def logits(self, site: Site, replace: Replacement, pairs: Pairs) -> torch.Tensor:
         found = []
@@ -42,6 +43,12 @@ class ReferenceWalk:
                 with intervening(self.classifier, site, [channel], replace):
                     found.append(self.classifier(self.images)[images])
         return torch.cat(found)
+
+    def kept(self, site: Site) -> torch.Tensor:
+        if self._kept is None or self._kept[0] != site:
+            everyone = torch.arange(len(self.images), device=self.images.device)
+            self._kept = site, self.logits(site, keep, Pairs.of([0], everyone))
+        return self._kept[1]
 
     def first_order(
         self, site: Site, channels: Sequence[int], replace: Replacement, labels: torch.Tensor

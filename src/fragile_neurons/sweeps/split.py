@@ -33,27 +33,31 @@ class Intervention:
 class Split:
     """A network with the site's channels replaced, row by row.
 
-    whole: from inputs and an Intervention to outputs. wanted: the names of values of the traced graph
-    that the front and the rest ask for; needed: its nodes that lead to them, in order. front: from the
-    site on, nodes of `whole` that treat each channel alone; starts: of those that stand for the site,
-    the traced node. places: where the channels are, by node of the front. mixing: the layers that first
+    starts: the nodes that stand for the site, and the traced node of each. places: where the channels are, by
+    node of the front, which is what treats each channel alone from the site on. mixing: the layers that first
     mix them; halved: those of them whose maps the rest takes after max-pooling of 2 x 2. ends: of the front,
-    what these and the rest read. rest: from the values of `boundary`, in order, to outputs. rows: how many
-    suit the rest.
+    what these and the rest read. front: nodes of the traced graph that lead from the starts to the ends.
+    wanted: the names of its values that the front, the mixing layers and the rest ask for; needed: its nodes
+    that lead to them, in order. rest: from the values of `boundary`, in order, to outputs; again: whether it
+    replaces channels, too. rows: how many suit the rest.
     """
 
-    whole: fx.GraphModule
-    wanted: frozenset[str]
-    needed: tuple[fx.Node, ...]
-    front: tuple[fx.Node, ...]
     starts: Mapping[fx.Node, str]
     places: Mapping[fx.Node, Place]
     mixing: Mapping[fx.Node, nn.Module]
     halved: frozenset[fx.Node]
     ends: tuple[fx.Node, ...]
+    front: tuple[fx.Node, ...]
+    wanted: frozenset[str]
+    needed: tuple[fx.Node, ...]
     rest: fx.GraphModule
     boundary: tuple[fx.Node, ...]
+    again: bool
     rows: int
+
+    def name(self, node: fx.Node) -> str:
+        """Of the value in the traced graph that a node of the front stands for."""
+        return self.starts.get(node, node.name)
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,21 +113,24 @@ def split(traced: Traced, site: Site) -> Split:
         dependent.add(node)
     entering = {intervention, *places, *mixing}
     rest, boundary, halved, rows = _rest(whole, dense, entering, mixing, shapes, traced)
+    ends = [node for node in places if node in boundary or any(user in mixing for user in node.users)]
+    end_names = {starts.get(node, node.name) for node in ends}
+    after_starts = _descendants(traced.graph, set(starts.values()))
     dependent.add(intervention)  # no value of the traced graph
-    asked = {*boundary, *(one for node in places for one in node.all_input_nodes)}
-    wanted = {*starts.values(), *(node.name for node in asked - dependent)}
+    beside = {*boundary, *(one for node in places for one in node.all_input_nodes)} - dependent
+    wanted = {*starts.values(), *end_names, *(node.name for node in {*mixing, *beside})}
     return Split(
-        whole=whole,
-        wanted=frozenset(wanted),
-        needed=_ancestors(traced.graph, wanted),
-        front=tuple(places),
         starts=starts,
         places=places,
         mixing=mixing,
         halved=halved,
-        ends=tuple(node for node in places if node in boundary or any(user in mixing for user in node.users)),
+        ends=tuple(ends),
+        front=tuple(node for node in _ancestors(traced.graph, end_names) if node in after_starts),
+        wanted=frozenset(wanted),
+        needed=_ancestors(traced.graph, wanted),
         rest=rest,
         boundary=boundary,
+        again=intervention in boundary,
         rows=rows,
     )
 
@@ -231,6 +238,15 @@ def _ancestors(graph: fx.GraphModule, wanted: set[str]) -> tuple[fx.Node, ...]:
         if node.name in wanted or any(user in found for user in node.users):
             found.add(node)
     return tuple(node for node in graph.graph.nodes if node in found)
+
+
+def _descendants(graph: fx.GraphModule, names: set[str]) -> set[fx.Node]:
+    """The nodes that need one of these names, but for those named themselves."""
+    found: set[fx.Node] = set()
+    for node in graph.graph.nodes:
+        if node.name not in names and any(one in found or one.name in names for one in node.all_input_nodes):
+            found.add(node)
+    return found
 
 
 def _suitable_rows(shapes: Sequence[torch.Size]) -> int:

@@ -67,7 +67,6 @@ class Sweep:
         self._turns, self._blind = [images, *whole.adversarial], whole.zero_gradient
         self._before = [Before(one, labels) for one in (whole.logits, *whole.adversarial_logits)]
         self._is_coarse = classifier.dtype != "float32"
-        self._kept: dict[tuple[Site, int], torch.Tensor] = {}
         self._anew: dict[Site, AttackedPairs] = {}
         self._walks = [way.walk(one, sites) for one in self._turns]
 
@@ -161,20 +160,13 @@ class Sweep:
         self, question: Asked, predicted: FirstOrder | None, site: Site, channels: Sequence[int]
     ) -> tuple[Answer, Array]:
         """The answer, and how far it moves a logit, (n, channels); of a sample, infinite if the map moves."""
-        answer, logits = self._answer(question, predicted, site, channels)
         if predicted is not None:
+            answer, _ = self._answer(question, predicted, site, channels)
             return answer, np.where(predicted.sizes.T > 0, np.float32(np.inf), np.float32(0))
-        kept = self._kept_logits(question, site, channels)
+        kept = self._walks[question.turn].kept(site)  # first: pairs in which nothing moves need no more
+        answer, logits = self._answer(question, None, site, channels)
         move = (torch.unflatten(logits, 0, (len(channels), -1)) - kept).abs().amax(-1)
         return answer, move.T.cpu().numpy()
-
-    def _kept_logits(self, question: Asked, site: Site, channels: Sequence[int]) -> torch.Tensor:
-        """(n, classes) of the same way's own pass: a dead neuron moves no logit by a rounding."""
-        key = (site, question.turn)
-        if key not in self._kept:
-            pairs = Pairs.where(channels[:1], torch.ones_like(question.asked).unsqueeze(0))
-            self._kept[key] = self._walks[question.turn].logits(site, keep, pairs)
-        return self._kept[key]
 
     def _answer(
         self, question: Asked, predicted: FirstOrder | None, site: Site, channels: Sequence[int]
@@ -189,7 +181,7 @@ class Sweep:
         pairs = Pairs.where(channels, asked)
         logits = walk.logits(site, question.replace, pairs) if len(pairs) else before.logits[:0]
         # in bfloat16 a graph rounds to other predictions than the network, of which no neuron is the cause
-        kept = Before(self._kept_logits(question, site, channels), self.labels) if self._is_coarse else before
+        kept = Before(walk.kept(site), self.labels) if self._is_coarse else before
         return Answer.of_pairs(logits, before, kept, asked, sample), logits
 
     def _dropped_anew(

@@ -46,6 +46,11 @@ class Walk(Protocol):
     def logits(self, site: Site, replace: Replacement, pairs: Pairs) -> torch.Tensor:
         """(pairs, classes): for each pair the image's logits with the channel replaced."""
 
+    def kept(self, site: Site) -> torch.Tensor:
+        """(images, classes) with nothing replaced at the site, rounded as `logits` are: what it does not
+        change is equal.
+        """
+
     def first_order(
         self, site: Site, channels: Sequence[int], replace: Replacement, labels: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
