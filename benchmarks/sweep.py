@@ -53,7 +53,7 @@ from fragile_neurons.training.train import train_model
 IMAGES = 500
 BATCH = 250  # of the exact way: as the command, but a divisor of the images
 LOOP_BATCHES = (50, 125, 250)
-ROUNDS = 5
+ROUNDS = 3
 SIZES = (250, 500, 1000)
 NEURONS = (8, 16, 32, 64)
 ANEW = [Fraction(1, 10)]

@@ -16,6 +16,7 @@ from fragile_neurons.data.batches import SMALLEST_BATCH
 from fragile_neurons.foreign import logits_of
 from fragile_neurons.interventions import Constant, Replacement, keep
 from fragile_neurons.losses import margin_direction
+from fragile_neurons.memory import keep_freed_memory
 from fragile_neurons.neurons import Site
 from fragile_neurons.sweeps.baseline import measure_baseline
 from fragile_neurons.sweeps.channelwise import Place
@@ -38,6 +39,7 @@ class Exact:
     """
 
     def __init__(self, classifier: Classifier, images: torch.Tensor) -> None:
+        keep_freed_memory()
         self.classifier = classifier
         self.traced = trace(classifier.module, classifier.normalise(images))
         self._splits: dict[Site, Split] = {}
