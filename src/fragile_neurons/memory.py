@@ -13,8 +13,8 @@ FREED_BYTES, MAPPED_BYTES = 1 << 30, 1 << 25
 def keep_freed_memory() -> None:
     """Let this process keep up to a gigabyte that it has freed, where glibc is the C library.
 
-    Given back, the memory of a pass has to be cleared and mapped again for the next one, which takes a quarter
-    of a deep network's pass back. Blocks of 32 MB and more are given back as before. Source: mallopt(3).
+    Given back, the memory of a pass has to be cleared and mapped again for the next one, a quarter of the
+    time of a deep network's pass back. Blocks of 32 MB and more are given back as ever. Source: mallopt(3).
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
