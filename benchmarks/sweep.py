@@ -163,7 +163,7 @@ def seconds(works: dict[str, Work], rounds: int = ROUNDS) -> dict[str, list[floa
 
 def best_batch(make: Callable[[int], Work]) -> int:
     """The batch of the fastest loop."""
-    times = seconds({str(batch): make(batch) for batch in LOOP_BATCHES}, rounds=1)
+    times = seconds({str(batch): make(batch) for batch in LOOP_BATCHES})
     return int(min(times, key=lambda batch: statistics.median(times[batch])))
 
 
