@@ -15,12 +15,14 @@ from torch.nn import functional
 
 import fragile_neurons as fn
 from fragile_neurons.attacks.fgsm import fgsm, loss_gradient
+from fragile_neurons.foreign import logits_of
 from fragile_neurons.interventions import drop, intervening, patch
 from fragile_neurons.losses import margins
 from fragile_neurons.models.architectures import resnet20
 from fragile_neurons.neurons import Layer, Site, executed_layers
 from fragile_neurons.sweeps.exact import Exact, tail_rows, whole_runs
 from fragile_neurons.sweeps.fused import QuickLinear
+from fragile_neurons.sweeps.graph import evaluate
 from fragile_neurons.sweeps.pairs import Pairs
 from fragile_neurons.sweeps.quick import HalvedMaps, SmallMaps
 from fragile_neurons.sweeps.reference import Reference
@@ -83,6 +85,31 @@ def assert_exact(classifier: fn.Classifier, images: torch.Tensor, seed: int = 0)
                     assert_same(walk.logits(site, replace, pairs), expected, labels, what)
         for layer, site in zip(chosen, sites, strict=True):
             assert_same_attacks(way, site, [0, layer.channels - 1], images, labels)
+    assert_same_recording(Exact(classifier, images[:4]), images, labels)
+
+
+def assert_same_recording(way: Exact, images: torch.Tensor, labels: torch.Tensor) -> None:
+    """The values from which a sample predicts, and their slopes, are those of the graph as it was traced."""
+    inputs = way.classifier.normalise(images).contiguous(memory_format=torch.channels_last)
+    inputs.requires_grad_(True)
+    graph = way.traced.graph
+    plain, found = evaluate(graph, graph.graph.nodes, inputs), way.recorded(inputs)
+    names = [name for name, value in plain.items() if isinstance(value, torch.Tensor) and value.requires_grad]
+    assert plain.keys() == found.keys()
+    expected, own = (
+        torch.autograd.grad(
+            functional.cross_entropy(logits_of(values["output"]), labels, reduction="sum"),
+            [values[name] for name in names],
+            allow_unused=True,
+        )
+        for values in (plain, found)
+    )
+    assert [slope is None for slope in own] == [slope is None for slope in expected]
+    for name, slope, theirs in zip(names, own, expected, strict=True):
+        error, value = (one.detach().abs().max() for one in (found[name] - plain[name], plain[name]))
+        assert error <= TOLERANCE * value, name
+        if theirs is not None:  # rounding decides some maxima, as above
+            assert float((slope - theirs).norm()) <= 0.05 * float(theirs.norm()), name
 
 
 def assert_same_attacks(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ from fragile_neurons.sweeps.channelwise import Place
 from fragile_neurons.sweeps.graph import evaluate, trace
 from fragile_neurons.sweeps.mixing import Mixing
 from fragile_neurons.sweeps.pairs import Pairs, in_a_row
-from fragile_neurons.sweeps.split import Intervention, Split, Unsplit, leave_whole, split
+from fragile_neurons.sweeps.split import Intervention, Split, Unsplit, leave_whole, record, split
 from fragile_neurons.sweeps.way import AttackedPairs
 
 Front = tuple[dict[fx.Node, torch.Tensor], dict[fx.Node, torch.Tensor]]
@@ -59,6 +60,11 @@ class Exact:
         if site not in self._whole:
             self._whole[site] = leave_whole(self.traced, site)
         return self._whole[site]
+
+    @cached_property
+    def recorded(self) -> fx.GraphModule:
+        """From inputs to all values of the graph, by name."""
+        return record(self.traced)
 
     def network(self, site: Site, intervention: Intervention) -> Network:
         """From images, one for each pair, to logits with the channel replaced; differentiable."""
@@ -187,11 +193,11 @@ class ExactWalk:
 
     def _gradients(self, labels: torch.Tensor) -> dict[str, torch.Tensor]:
         """Of each image's margin, at the ends of the fronts of all sites that are left, by name."""
-        graph = self._way.traced.graph
         splits = [self._way.split(site) for site in self._sites]
         names = sorted({one.name(node) for one in splits for node in one.ends})
         with torch.enable_grad(), self._way.classifier.computing():
-            values = evaluate(graph, graph.graph.nodes, self._inputs.detach().requires_grad_(True))
+            # a copy: the graph may overwrite it
+            values = self._way.recorded(self._inputs.detach().requires_grad_(True).clone())
             logits = logits_of(values["output"]).float()
             found = torch.autograd.grad(
                 logits,
