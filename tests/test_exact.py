@@ -20,10 +20,10 @@ from fragile_neurons.interventions import drop, intervening, patch
 from fragile_neurons.losses import margins
 from fragile_neurons.models.architectures import resnet20
 from fragile_neurons.neurons import Layer, Site, executed_layers
-from fragile_neurons.sweeps.exact import Exact, tail_rows, whole_runs
+from fragile_neurons.sweeps.exact import Exact
 from fragile_neurons.sweeps.fused import QuickLinear
 from fragile_neurons.sweeps.graph import evaluate
-from fragile_neurons.sweeps.pairs import Pairs
+from fragile_neurons.sweeps.pairs import Pairs, tail_rows, whole_runs
 from fragile_neurons.sweeps.quick import HalvedMaps, SmallMaps
 from fragile_neurons.sweeps.reference import Reference
 from fragile_neurons.sweeps.split import Intervention, Split

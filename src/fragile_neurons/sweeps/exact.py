@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from functools import cached_property
@@ -13,7 +12,6 @@ from torch import fx
 from torch.utils._pytree import tree_map_only
 
 from fragile_neurons.classifier import Classifier, Network
-from fragile_neurons.data.batches import SMALLEST_BATCH
 from fragile_neurons.foreign import logits_of
 from fragile_neurons.interventions import Constant, Replacement, keep
 from fragile_neurons.losses import margin_direction
@@ -23,13 +21,11 @@ from fragile_neurons.sweeps.baseline import measure_baseline
 from fragile_neurons.sweeps.channelwise import Place
 from fragile_neurons.sweeps.graph import evaluate, trace
 from fragile_neurons.sweeps.mixing import Mixing
-from fragile_neurons.sweeps.pairs import Pairs, in_a_row
+from fragile_neurons.sweeps.pairs import Pairs, in_a_row, tail_rows, whole_runs
 from fragile_neurons.sweeps.split import Intervention, Split, Unsplit, leave_whole, record, split
 from fragile_neurons.sweeps.way import AttackedPairs
 
 Front = tuple[dict[fx.Node, torch.Tensor], dict[fx.Node, torch.Tensor]]
-
-PARTS = 16  # of a chunk's rows; the last chunk has no more than it needs, for few kernels few sizes
 
 
 class Exact:
@@ -258,26 +254,6 @@ class ExactWalk:
             moves = {node: after[node] - self._values[one.name(node)] for node in one.ends}
             self._fronted = one, replace, (after, moves)
         return self._fronted[2]
-
-
-def whole_runs(rows: int, images: int) -> int:
-    """About so many rows: a multiple of the images or, if one is near, a divisor.
-
-    Where every image is asked, a chunk then ends where a channel's images do.
-    """
-    if rows >= images:
-        return rows // images * images
-    divisors = (
-        images // parts for parts in range(math.ceil(images / rows), images + 1) if images % parts == 0
-    )
-    found = next(divisors)
-    return found if 2 * found >= rows else rows
-
-
-def tail_rows(pairs: int, rows: int) -> int:
-    """For fewer pairs than rows: as many sixteenths of the rows as hold them, if these are whole numbers."""
-    part = rows // PARTS
-    return rows if part < SMALLEST_BATCH or rows % PARTS else math.ceil(pairs / part) * part
 
 
 def _by_channel(place: Place, values: torch.Tensor) -> torch.Tensor:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
 import torch
+
+from fragile_neurons.data.batches import SMALLEST_BATCH
+
+PARTS = 16  # of a chunk's rows; the last chunk has no more than it needs, for few kernels few sizes
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,3 +61,23 @@ def in_a_row(images: torch.Tensor) -> torch.Tensor | slice:
     if (np.diff(places) != 1).any():
         return images
     return slice(int(places[0]), int(places[-1]) + 1)
+
+
+def whole_runs(rows: int, images: int) -> int:
+    """About so many rows: a multiple of the images or, if one is near, a divisor.
+
+    Where every image is asked, a chunk then ends where a channel's images do.
+    """
+    if rows >= images:
+        return rows // images * images
+    divisors = (
+        images // parts for parts in range(math.ceil(images / rows), images + 1) if images % parts == 0
+    )
+    found = next(divisors)
+    return found if 2 * found >= rows else rows
+
+
+def tail_rows(pairs: int, rows: int) -> int:
+    """For fewer pairs than rows: as many sixteenths of the rows as hold them, if these are whole numbers."""
+    part = rows // PARTS
+    return rows if part < SMALLEST_BATCH or rows % PARTS else math.ceil(pairs / part) * part
