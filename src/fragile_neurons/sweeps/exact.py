@@ -22,6 +22,7 @@ from fragile_neurons.sweeps.channelwise import Place
 from fragile_neurons.sweeps.graph import evaluate, trace
 from fragile_neurons.sweeps.mixing import Mixing
 from fragile_neurons.sweeps.pairs import Pairs, in_a_row, tail_rows, whole_runs
+from fragile_neurons.sweeps.quick import HalvedMaps
 from fragile_neurons.sweeps.split import Intervention, Split, Unsplit, leave_whole, record, split
 from fragile_neurons.sweeps.way import AttackedPairs
 
@@ -126,8 +127,9 @@ class ExactWalk:
         mixing = {}
         for node, layer in one.mixing.items():
             (source,) = node.all_input_nodes
-            output, halved = self._values[node.name], node in one.halved
-            mixing[node] = Mixing(layer, one.places[source], moves[source], output, halved=halved)
+            if source in moves:  # else its output is the network's own
+                output, halved = self._values[node.name], node in one.halved
+                mixing[node] = Mixing(layer, one.places[source], moves[source], output, halved=halved)
         found = []
         for own, part in self._chunks(pairs, one.rows, replace):
             inputs: list[object] = []
@@ -138,7 +140,8 @@ class ExactWalk:
                     before = self._values[one.name(node)]
                     inputs.append(_with_channels(one.places[node], before, after[node], part))
                 elif node.name in self._values:
-                    inputs.append(_gather(self._values[node.name], part.images))
+                    value = _gather(self._values[node.name], part.images)
+                    inputs.append(HalvedMaps()(value) if node in one.halved else value)
                 else:
                     inputs.append(Intervention(part, replace))
             found.append(logits_of(one.rest(*inputs)).float()[: len(own)].clone())
@@ -251,7 +254,8 @@ class ExactWalk:
                     values[name] = _all_replaced(rows, one.places[node].axis, replace)
                 values = evaluate(self._way.traced.graph, one.front, self._inputs, values)
             after = {node: values[one.name(node)] for node in one.ends}
-            moves = {node: after[node] - self._values[one.name(node)] for node in one.ends}
+            moving = () if replace is keep else one.ends
+            moves = {node: after[node] - self._values[one.name(node)] for node in moving}
             self._fronted = one, replace, (after, moves)
         return self._fronted[2]
 
