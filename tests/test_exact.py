@@ -21,7 +21,7 @@ from fragile_neurons.losses import margins
 from fragile_neurons.models.architectures import resnet20
 from fragile_neurons.neurons import Layer, Site, executed_layers
 from fragile_neurons.sweeps.exact import Exact
-from fragile_neurons.sweeps.fused import QuickLinear
+from fragile_neurons.sweeps.fused import QuickLinear, StridedPixels
 from fragile_neurons.sweeps.graph import evaluate
 from fragile_neurons.sweeps.pairs import Pairs, tail_rows, whole_runs
 from fragile_neurons.sweeps.quick import HalvedMaps, SmallMaps
@@ -207,6 +207,23 @@ class Branches(torch.nn.Module):
         return logits
 
 
+class Shortcut(torch.nn.Module):
+    """A residual block as in ResNets, between two layers; options: of the shortcut's convolution."""
+
+    def __init__(self, options: dict[str, Any]) -> None:
+        super().__init__()
+        self.first, self.mixing = torch.nn.Conv2d(2, 4, 3, padding=1), torch.nn.Conv2d(4, 4, 1)
+        self.shortcut, self.fc = torch.nn.Conv2d(4, 8, 1, **options), torch.nn.Linear(8, 3)
+        pad = 2 if options.get("padding") == 1 else 1
+        self.block = torch.nn.Conv2d(4, 8, 3, stride=options["stride"], padding=pad)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        maps = functional.relu(self.mixing(functional.relu(self.first(images))))
+        maps = functional.relu(self.shortcut(maps) + self.block(maps))
+        logits: torch.Tensor = self.fc(maps.mean(dim=(2, 3)))
+        return logits
+
+
 def test_what_a_gradient_needs_is_not_overwritten() -> None:
     torch.manual_seed(0)
     assert_exact(fn.Classifier(Branches()).eval(), torch.rand(IMAGES, 2, 6, 6))
@@ -245,6 +262,45 @@ def test_small_maps_are_convolved_by_one_product(size: tuple[int, int], options:
     for layout in (torch.contiguous_format, torch.channels_last):
         found = SmallMaps(conv, size)(maps.contiguous(memory_format=layout))
         torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("size", [(8, 8), (7, 4), (2, 2), (1, 1)])
+@pytest.mark.parametrize("stride", [(2, 2), (1, 3)])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("bias", [True, False])
+def test_strided_pixels_are_multiplied_as_they_are_convolved(
+    size: tuple[int, int], stride: tuple[int, int], layout: torch.memory_format, bias: bool
+) -> None:
+    torch.manual_seed(0)
+    conv, maps = torch.nn.Conv2d(4, 6, 1, stride=stride, bias=bias), torch.randn(5, 4, *size)
+    maps = maps.contiguous(memory_format=layout).requires_grad_(True)
+    expected = conv(maps)
+    with torch.no_grad():
+        torch.testing.assert_close(StridedPixels(conv)(maps), expected, atol=1e-6, rtol=1e-5)
+    slopes = torch.randn_like(expected)
+    (own,), (theirs,) = (
+        torch.autograd.grad(out, maps, slopes) for out in (StridedPixels(conv)(maps), expected)
+    )
+    torch.testing.assert_close(own, theirs, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "multiplied"),
+    [
+        ({"stride": 2}, 1),
+        ({"stride": 1}, 0),
+        ({"stride": 2, "groups": 4}, 0),
+        ({"stride": 2, "padding": 1}, 0),
+        ({"stride": 2, "padding": "valid"}, 0),
+    ],
+)
+def test_a_shortcut_with_a_stride_is_multiplied(options: dict[str, Any], multiplied: int) -> None:
+    torch.manual_seed(0)
+    classifier, images = fn.Classifier(Shortcut(options)).eval(), torch.rand(IMAGES, 2, 9, 9)
+    assert_exact(classifier, images)
+    (first, *_) = executed_layers(classifier, images)
+    rest = Exact(classifier, images).split(first.site("conv")).rest
+    assert sum(isinstance(one, StridedPixels) for one in rest.modules()) == multiplied
 
 
 @pytest.mark.parametrize(

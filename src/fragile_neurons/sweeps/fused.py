@@ -93,6 +93,20 @@ class QuickLinear(nn.Module):
         return multiply(rows, self.linear.weight, self.linear.bias)
 
 
+class StridedPixels(nn.Module):
+    """A convolution of single pixels with a stride: a product of matrices over those that it reads."""
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        super().__init__()
+        self.conv = conv
+
+    def forward(self, maps: torch.Tensor) -> torch.Tensor:
+        down, across = self.conv.stride
+        pixels = maps.movedim(1, -1)[:, ::down, ::across]
+        found = multiply(pixels.flatten(0, 2), self.conv.weight.flatten(1), self.conv.bias)
+        return found.view(*pixels.shape[:3], -1).movedim(-1, 1)
+
+
 def multiply(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     """torch.nn.functional.linear; by oneDNN where it may, which on some processors is faster than MKL."""
     if not _is_plain(rows) or (torch.is_grad_enabled() and rows.requires_grad):
@@ -102,7 +116,7 @@ def multiply(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
     return found
 
 
-NEW = (nn.Conv2d, nn.BatchNorm2d, nn.MaxPool2d, nn.ReLU, FusedConv)
+NEW = (nn.Conv2d, nn.BatchNorm2d, nn.MaxPool2d, nn.ReLU, FusedConv, StridedPixels)
 
 
 def _can_fuse(maps: torch.Tensor | None) -> bool:

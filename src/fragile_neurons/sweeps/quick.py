@@ -13,7 +13,14 @@ import torch
 from torch import fx, nn
 from torch.nn import functional
 
-from fragile_neurons.sweeps.fused import FusedConv, QuickLinear, fuse, is_rectification, multiply
+from fragile_neurons.sweeps.fused import (
+    FusedConv,
+    QuickLinear,
+    StridedPixels,
+    fuse,
+    is_rectification,
+    multiply,
+)
 from fragile_neurons.sweeps.graph import Traced
 
 LARGEST = 1 << 23  # values of a matrix that stands for a convolution
@@ -28,6 +35,7 @@ def quicken(
     shapes: of its nodes, kept true. traced: what it is a part of. rectify: see `fuse`.
     """
     _flatten_as_it_lies(rest, shapes, traced)
+    _multiply_strided_pixels(rest)
     _multiply_small_maps(rest, shapes, traced)
     _multiply_quickly(rest)
     fuse(rest, shapes, rectify=rectify)
@@ -79,6 +87,19 @@ def _outputs(conv: nn.Conv2d, size: Sequence[int]) -> list[int]:
             size, conv.padding, conv.dilation, conv.kernel_size, conv.stride, strict=True
         )
     ]
+
+
+def _multiply_strided_pixels(rest: fx.GraphModule) -> None:
+    modules = dict(rest.named_modules())
+    for node in rest.graph.nodes:
+        conv = modules.get(str(node.target)) if node.op == "call_module" else None
+        if not isinstance(conv, nn.Conv2d) or conv.groups > 1 or conv.stride == (1, 1):
+            continue
+        if conv.kernel_size == (1, 1) and conv.padding == (0, 0):
+            node.target = f"strided_{node.name}"
+            rest.add_submodule(node.target, StridedPixels(conv))
+    rest.delete_all_unused_submodules()
+    rest.recompile()
 
 
 def _multiply_small_maps(rest: fx.GraphModule, shapes: Mapping[fx.Node, torch.Size], traced: Traced) -> None:
@@ -231,4 +252,7 @@ def _put_in_place(rest: fx.GraphModule, shapes: Mapping[fx.Node, torch.Size]) ->
     rest.recompile()
 
 
-PRODUCING = (nn.Conv2d, FusedConv, SmallMaps, HalvedMaps, nn.Linear, QuickLinear, nn.BatchNorm2d)
+PRODUCING = (
+    *(nn.Conv2d, FusedConv, StridedPixels, SmallMaps, HalvedMaps),
+    *(nn.Linear, QuickLinear, nn.BatchNorm2d),
+)
