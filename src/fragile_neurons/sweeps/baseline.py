@@ -8,9 +8,8 @@ from fractions import Fraction
 
 import torch
 
-from fragile_neurons.attacks.fgsm import differentiable_logits, gradient_sign
+from fragile_neurons.attacks.fgsm import gradient_sign
 from fragile_neurons.classifier import Network
-from fragile_neurons.data.batches import SMALLEST_BATCH
 from fragile_neurons.norms import perturb
 
 
@@ -32,8 +31,6 @@ def measure_baseline(
 ) -> Baseline:
     """One pass forward and back, and one forward pass for each epsilon; without any, one forward pass."""
     if not epsilons:
-        with torch.enable_grad():  # for the refusal of a network that could not be attacked
-            differentiable_logits(classifier, images[:SMALLEST_BATCH].detach().requires_grad_(True))
         with torch.no_grad():
             logits = classifier(images)
         blind = torch.zeros_like(labels, dtype=torch.bool)

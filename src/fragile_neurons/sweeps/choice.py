@@ -8,7 +8,7 @@ from typing import Literal, get_args
 
 import torch
 
-from fragile_neurons.attacks.fgsm import loss_gradient
+from fragile_neurons.attacks.fgsm import differentiable_logits, loss_gradient
 from fragile_neurons.classifier import Classifier, evaluating
 from fragile_neurons.errors import InputError, check_choice
 from fragile_neurons.interventions import drop, intervening
@@ -40,9 +40,11 @@ class Choice:
 def choose_way(classifier: Classifier, sites: Sequence[Site], images: torch.Tensor, asked: str) -> Choice:
     """The way that was asked for; `auto`: exact where the network can be had as a graph, as `sampled` is.
 
-    Raises InputError where exact was asked for and cannot be had.
+    Raises InputError where exact was asked for and cannot be had, and of a network that nobody could attack.
     """
     check_choice("sweep", asked, SWEEPS)
+    with evaluating(classifier), torch.enable_grad():
+        differentiable_logits(classifier, images[:CHECKED_IMAGES].detach().requires_grad_(True))
     name = {"auto": "exact"}.get(asked, asked)
     if asked == "reference":
         return Choice(Reference(classifier), name, "asked for")
