@@ -21,10 +21,10 @@ from fragile_neurons.losses import margins
 from fragile_neurons.models.architectures import resnet20
 from fragile_neurons.neurons import Layer, Site, executed_layers
 from fragile_neurons.sweeps.exact import Exact
-from fragile_neurons.sweeps.fused import QuickLinear, StridedPixels
 from fragile_neurons.sweeps.graph import evaluate
 from fragile_neurons.sweeps.pairs import Pairs, tail_rows, whole_runs
-from fragile_neurons.sweeps.quick import HalvedMaps, SmallMaps
+from fragile_neurons.sweeps.products import FEWEST_CHANNELS, QuickLinear, SmallMaps, StridedPixels, Winograd
+from fragile_neurons.sweeps.quick import HalvedMaps
 from fragile_neurons.sweeps.reference import Reference
 from fragile_neurons.sweeps.split import Intervention, Split
 
@@ -262,6 +262,73 @@ def test_small_maps_are_convolved_by_one_product(size: tuple[int, int], options:
     for layout in (torch.contiguous_format, torch.channels_last):
         found = SmallMaps(conv, size)(maps.contiguous(memory_format=layout))
         torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("side", [2, 4])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("bias", [True, False])
+def test_fewer_products_are_the_same_convolution(side: int, layout: torch.memory_format, bias: bool) -> None:
+    torch.manual_seed(0)
+    conv, maps = torch.nn.Conv2d(16, 24, 3, padding=1, bias=bias), torch.randn(5, 16, side, side)
+    maps = maps.contiguous(memory_format=layout).requires_grad_(True)
+    expected = conv(maps)
+    found = Winograd(conv, side)(maps)
+    torch.testing.assert_close(found, expected, atol=3e-6, rtol=1e-5)
+    slopes = torch.randn_like(expected)
+    own, theirs = (torch.autograd.grad(out, maps, slopes)[0] for out in (found, expected))
+    torch.testing.assert_close(own, theirs, atol=3e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("side", [2, 4])
+def test_fewer_products_round_little_worse(side: int) -> None:
+    torch.manual_seed(0)
+    conv = torch.nn.Conv2d(128, 128, 3, padding=1).requires_grad_(False)
+    maps = torch.randn(64, 128, side, side)
+    own, theirs = Winograd(conv, side)(maps), conv(maps)
+    exact = conv.double()(maps.double())
+    own_error, their_error = (float((one - exact).square().mean().sqrt()) for one in (own, theirs))
+    assert own_error < 8 * their_error
+
+
+def test_fewer_products_are_for_float32_alone() -> None:
+    torch.manual_seed(0)
+    conv, maps = torch.nn.Conv2d(16, 24, 3, padding=1).requires_grad_(False), torch.randn(5, 16, 4, 4)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(Winograd(conv, 4)(maps), conv(maps))
+
+
+@pytest.mark.parametrize(
+    ("channels", "side", "options", "multiplied"),
+    [
+        (FEWEST_CHANNELS, 4, {"padding": 1}, 1),
+        (FEWEST_CHANNELS, 2, {"padding": 1, "bias": False}, 1),
+        (FEWEST_CHANNELS, 4, {"padding": 1, "stride": 2}, 0),
+        (FEWEST_CHANNELS, 4, {"padding": 1, "groups": 2}, 0),
+        (FEWEST_CHANNELS, 4, {"padding": 2, "dilation": 2}, 0),
+        (FEWEST_CHANNELS, 4, {"padding": 1, "padding_mode": "circular"}, 0),
+        (FEWEST_CHANNELS, 3, {"padding": 1}, 0),
+        (FEWEST_CHANNELS // 2, 4, {"padding": 1}, 0),
+    ],
+)
+def test_wide_layers_of_small_maps_take_fewer_products(
+    channels: int, side: int, options: dict[str, Any], multiplied: int
+) -> None:
+    torch.manual_seed(0)
+    module = torch.nn.Sequential(
+        torch.nn.Conv2d(1, 4, 3, padding=1),
+        torch.nn.Conv2d(4, channels, 1),
+        torch.nn.ReLU(),
+        torch.nn.Conv2d(channels, channels, 3, **options),
+        torch.nn.ReLU(),
+        torch.nn.AdaptiveAvgPool2d(1),
+        torch.nn.Flatten(),
+        torch.nn.Linear(channels, 3),
+    )
+    classifier, images = fn.Classifier(module, mean=[0.4], std=[0.3]), torch.rand(IMAGES, 1, side, side)
+    assert_exact(classifier, images)
+    (first, *_) = executed_layers(classifier, images)
+    rest = Exact(classifier, images).split(first.site("conv")).rest
+    assert sum(isinstance(one, Winograd) for one in rest.modules()) == multiplied
 
 
 @pytest.mark.parametrize("size", [(8, 8), (7, 4), (2, 2), (1, 1)])

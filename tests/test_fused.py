@@ -16,8 +16,9 @@ from fragile_neurons.interventions import drop
 from fragile_neurons.models.architectures import resnet20
 from fragile_neurons.neurons import executed_layers
 from fragile_neurons.sweeps.exact import Exact
-from fragile_neurons.sweeps.fused import FusedConv, QuickLinear, fuse
+from fragile_neurons.sweeps.fused import FusedConv, fuse
 from fragile_neurons.sweeps.pairs import Pairs
+from fragile_neurons.sweeps.products import QuickLinear
 from fragile_neurons.sweeps.reference import Reference
 
 SHAPE = (3, 4, 6, 6)

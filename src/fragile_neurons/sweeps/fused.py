@@ -1,4 +1,4 @@
-"""What oneDNN does in less time on the CPU: a convolution with what follows it in one pass, linear layers."""
+"""A convolution with what follows it in one pass, which oneDNN does in less time on the CPU."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import torch
 from torch import fx, nn
 from torch.nn import functional
 from torch.nn.grad import conv2d_input
+
+from fragile_neurons.sweeps.products import StridedPixels, is_plain
 
 SUMS = {operator.add, torch.add}
 RECTIFICATIONS = {functional.relu, torch.relu}
@@ -82,55 +84,11 @@ class Differentiable(torch.autograd.Function):
         return None, before, slopes if ctx.needs_input_grad[2] else None
 
 
-class QuickLinear(nn.Module):
-    """A linear layer by `multiply`."""
-
-    def __init__(self, linear: nn.Linear) -> None:
-        super().__init__()
-        self.linear = linear
-
-    def forward(self, rows: torch.Tensor) -> torch.Tensor:
-        return multiply(rows, self.linear.weight, self.linear.bias)
-
-
-class StridedPixels(nn.Module):
-    """A convolution of single pixels with a stride: a product of matrices over those that it reads."""
-
-    def __init__(self, conv: nn.Conv2d) -> None:
-        super().__init__()
-        self.conv = conv
-
-    def forward(self, maps: torch.Tensor) -> torch.Tensor:
-        down, across = self.conv.stride
-        pixels = maps.movedim(1, -1)[:, ::down, ::across]
-        found = multiply(pixels.flatten(0, 2), self.conv.weight.flatten(1), self.conv.bias)
-        return found.view(*pixels.shape[:3], -1).movedim(-1, 1)
-
-
-def multiply(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """torch.nn.functional.linear; by oneDNN where it may, which on some processors is faster than MKL."""
-    if not _is_plain(rows) or (torch.is_grad_enabled() and rows.requires_grad):
-        return functional.linear(rows, weight, bias)
-    bias = None if bias is None else bias.contiguous()  # its stride would not be looked at
-    found: torch.Tensor = torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
-    return found
-
-
 NEW = (nn.Conv2d, nn.BatchNorm2d, nn.MaxPool2d, nn.ReLU, FusedConv, StridedPixels)
 
 
 def _can_fuse(maps: torch.Tensor | None) -> bool:
-    return maps is None or (_is_plain(maps) and maps.is_contiguous(memory_format=torch.channels_last))
-
-
-def _is_plain(values: torch.Tensor) -> bool:
-    """Whether oneDNN's operations are there, and for values like these."""
-    return (
-        hasattr(torch.ops.mkldnn, "_convolution_pointwise_")
-        and values.device.type == "cpu"
-        and values.dtype == torch.float32
-        and not torch.is_autocast_enabled("cpu")
-    )
+    return maps is None or (is_plain(maps) and maps.is_contiguous(memory_format=torch.channels_last))
 
 
 def makes_no_nan(graph: fx.Graph, shapes: Mapping[str, torch.Size]) -> bool:

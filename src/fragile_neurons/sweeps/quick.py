@@ -5,25 +5,17 @@ from __future__ import annotations
 import copy
 import math
 import operator
-from collections.abc import Mapping, Sequence
-from itertools import product
+from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
 from torch import fx, nn
 from torch.nn import functional
 
-from fragile_neurons.sweeps.fused import (
-    FusedConv,
-    QuickLinear,
-    StridedPixels,
-    fuse,
-    is_rectification,
-    multiply,
-)
+from fragile_neurons.sweeps.fused import FusedConv, fuse, is_rectification
 from fragile_neurons.sweeps.graph import Traced
+from fragile_neurons.sweeps.products import QuickLinear, SmallMaps, StridedPixels, Winograd, take_products
 
-LARGEST = 1 << 23  # values of a matrix that stands for a convolution
 INPLACE_FUNCTIONS = {functional.relu, functional.relu6, functional.silu, functional.hardswish}
 
 
@@ -35,97 +27,10 @@ def quicken(
     shapes: of its nodes, kept true. traced: what it is a part of. rectify: see `fuse`.
     """
     _flatten_as_it_lies(rest, shapes, traced)
-    _multiply_strided_pixels(rest)
-    _multiply_small_maps(rest, shapes, traced)
-    _multiply_quickly(rest)
+    take_products(rest, shapes, traced)
     fuse(rest, shapes, rectify=rectify)
     _halve_maps(rest, shapes)
     _put_in_place(rest, shapes)
-
-
-class SmallMaps(nn.Module):
-    """A convolution of maps with no more pixels than its kernel has taps: one product of matrices.
-
-    size: height and width of the maps. Zeros stand where no tap joins a pixel to an output.
-    """
-
-    def __init__(self, conv: nn.Conv2d, size: Sequence[int]) -> None:
-        super().__init__()
-        axes = [_taps(conv, axis, side) for axis, side in enumerate(size)]
-        self.size = _outputs(conv, size)
-        weight = conv.weight.new_zeros(*self.size, conv.out_channels, *size, conv.in_channels)
-        for ((top, row), down), ((left, column), across) in product(*(axis.items() for axis in axes)):
-            weight[top, left, :, row, column] = conv.weight[:, :, down, across]
-        weight = weight.flatten(0, 2).flatten(1)
-        self.weight = nn.Parameter(weight, requires_grad=False)
-        positions = math.prod(self.size)
-        self.bias = None
-        if conv.bias is not None:
-            self.bias = nn.Parameter(conv.bias.repeat(positions), requires_grad=False)
-
-    def forward(self, maps: torch.Tensor) -> torch.Tensor:
-        found = multiply(maps.movedim(1, -1).flatten(1), self.weight, self.bias)
-        return found.view(len(found), *self.size, -1).movedim(-1, 1)
-
-
-def _taps(conv: nn.Conv2d, axis: int, side: int) -> dict[tuple[int, int], int]:
-    """Along an axis, which tap joins a place of the output to one of the input."""
-    outputs, found = _outputs(conv, [side] * 2)[axis], {}
-    for out, tap in product(range(outputs), range(conv.kernel_size[axis])):
-        place = out * conv.stride[axis] - int(conv.padding[axis]) + tap * conv.dilation[axis]
-        if 0 <= place < side:
-            found[out, place] = tap
-    return found
-
-
-def _outputs(conv: nn.Conv2d, size: Sequence[int]) -> list[int]:
-    """Height and width of the output."""
-    assert not isinstance(conv.padding, str)
-    return [
-        (side + 2 * pad - dilation * (taps - 1) - 1) // stride + 1
-        for side, pad, dilation, taps, stride in zip(
-            size, conv.padding, conv.dilation, conv.kernel_size, conv.stride, strict=True
-        )
-    ]
-
-
-def _multiply_strided_pixels(rest: fx.GraphModule) -> None:
-    modules = dict(rest.named_modules())
-    for node in rest.graph.nodes:
-        conv = modules.get(str(node.target)) if node.op == "call_module" else None
-        if not isinstance(conv, nn.Conv2d) or conv.groups > 1 or conv.stride == (1, 1):
-            continue
-        if conv.kernel_size == (1, 1) and conv.padding == (0, 0):
-            node.target = f"strided_{node.name}"
-            rest.add_submodule(node.target, StridedPixels(conv))
-    rest.delete_all_unused_submodules()
-    rest.recompile()
-
-
-def _multiply_small_maps(rest: fx.GraphModule, shapes: Mapping[fx.Node, torch.Size], traced: Traced) -> None:
-    modules = dict(rest.named_modules())
-    for node in rest.graph.nodes:
-        conv = modules.get(str(node.target)) if node.op == "call_module" else None
-        if not isinstance(conv, nn.Conv2d) or conv.groups > 1 or conv.padding_mode != "zeros":
-            continue
-        values, size = shapes[node.args[0]][1:].numel() * shapes[node][1:].numel(), shapes[node.args[0]][2:]
-        small = math.prod(size) <= math.prod(conv.kernel_size) and values <= LARGEST
-        if small and not isinstance(conv.padding, str):
-            node.target = f"multiplied_{node.name}"
-            rest.add_submodule(node.target, traced.make(SmallMaps, conv, size))
-    rest.delete_all_unused_submodules()
-    rest.recompile()
-
-
-def _multiply_quickly(rest: fx.GraphModule) -> None:
-    modules = dict(rest.named_modules())
-    for node in rest.graph.nodes:
-        linear = modules.get(str(node.target)) if node.op == "call_module" else None
-        if type(linear) is nn.Linear and not (linear._forward_hooks or linear._forward_pre_hooks):
-            node.target = f"quick_{node.name}"
-            rest.add_submodule(node.target, QuickLinear(linear))
-    rest.delete_all_unused_submodules()
-    rest.recompile()
 
 
 class HalvedMaps(nn.Module):
@@ -253,6 +158,6 @@ def _put_in_place(rest: fx.GraphModule, shapes: Mapping[fx.Node, torch.Size]) ->
 
 
 PRODUCING = (
-    *(nn.Conv2d, FusedConv, StridedPixels, SmallMaps, HalvedMaps),
+    *(nn.Conv2d, FusedConv, StridedPixels, SmallMaps, Winograd, HalvedMaps),
     *(nn.Linear, QuickLinear, nn.BatchNorm2d),
 )
