@@ -371,9 +371,9 @@ def test_a_shortcut_with_a_stride_is_multiplied(options: dict[str, Any], multipl
 
 
 @pytest.mark.parametrize(
-    ("padding", "groups", "multiplied"), [("same", 1, 0), (1, 4, 0), ("valid", 1, 0), (0, 1, 1)]
+    ("padding", "groups", "multiplied"), [("same", 1, 0), (1, 4, 0), (1, 1, 0), ("valid", 1, 0), (0, 1, 1)]
 )
-def test_grouped_convolutions_and_worded_paddings_are_left_as_they_are(
+def test_convolutions_with_groups_worded_paddings_or_zeros_are_left_as_they_are(
     padding: str | int, groups: int, multiplied: int
 ) -> None:
     torch.manual_seed(0)

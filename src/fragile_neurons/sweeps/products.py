@@ -14,6 +14,7 @@ from fragile_neurons.sweeps.graph import Traced
 
 LARGEST = 1 << 24  # values of the matrices that stand for a convolution
 FEWEST_CHANNELS = 128  # with which `Winograd` saves more than it adds
+LEAST_JOINED = 0.75  # of pixels and outputs, with which `SmallMaps` saves more than its zeros cost
 
 Bilinear = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
@@ -44,7 +45,7 @@ class StridedPixels(nn.Module):
 
 
 class SmallMaps(nn.Module):
-    """A convolution of maps with no more pixels than its kernel has taps: one product of matrices.
+    """A convolution of maps so small that most outputs read every pixel: one product of matrices.
 
     size: height and width of the maps. Zeros stand where no tap joins a pixel to an output.
     """
@@ -203,6 +204,8 @@ def _product_for(conv: nn.Conv2d, before: torch.Size, after: torch.Size, traced:
         channels, points = (before[0], after[0]), len(ALONG_AN_AXIS[height][0]) ** 2
         if min(channels) >= FEWEST_CHANNELS and points * math.prod(channels) <= LARGEST:
             return traced.make(Winograd, conv, height)
-    if height * width <= math.prod(conv.kernel_size) and before.numel() * after.numel() <= LARGEST:
+    joined = math.prod(len(_taps(conv, axis, side)) for axis, side in enumerate(before[1:]))
+    few_zeros = joined >= LEAST_JOINED * before[1:].numel() * after[1:].numel()
+    if few_zeros and before.numel() * after.numel() <= LARGEST:
         return traced.make(SmallMaps, conv, before[1:])
     return None
