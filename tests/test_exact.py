@@ -20,10 +20,11 @@ from fragile_neurons.interventions import drop, intervening, patch
 from fragile_neurons.losses import margins
 from fragile_neurons.models.architectures import resnet20
 from fragile_neurons.neurons import Layer, Site, executed_layers
+from fragile_neurons.sweeps import products
 from fragile_neurons.sweeps.exact import Exact
 from fragile_neurons.sweeps.graph import evaluate
 from fragile_neurons.sweeps.pairs import Pairs, tail_rows, whole_runs
-from fragile_neurons.sweeps.products import FEWEST_CHANNELS, QuickLinear, SmallMaps, StridedPixels, Winograd
+from fragile_neurons.sweeps.products import QuickLinear, SmallMaps, StridedPixels, Winograd
 from fragile_neurons.sweeps.quick import HalvedMaps
 from fragile_neurons.sweeps.reference import Reference
 from fragile_neurons.sweeps.split import Intervention, Split
@@ -266,13 +267,13 @@ def test_small_maps_are_convolved_by_one_product(size: tuple[int, int], options:
 
 @pytest.mark.parametrize("side", [2, 4])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-@pytest.mark.parametrize("bias", [True, False])
-def test_fewer_products_are_the_same_convolution(side: int, layout: torch.memory_format, bias: bool) -> None:
+def test_fewer_products_are_the_same_convolution(side: int, layout: torch.memory_format) -> None:
     torch.manual_seed(0)
-    conv, maps = torch.nn.Conv2d(16, 24, 3, padding=1, bias=bias), torch.randn(5, 16, side, side)
+    conv, maps = torch.nn.Conv2d(16, 24, 3, padding=1), torch.randn(5, 16, side, side)
     maps = maps.contiguous(memory_format=layout).requires_grad_(True)
     expected = conv(maps)
     found = Winograd(conv, side)(maps)
+    assert not torch.equal(found, expected)  # other sums
     torch.testing.assert_close(found, expected, atol=3e-6, rtol=1e-5)
     slopes = torch.randn_like(expected)
     own, theirs = (torch.autograd.grad(out, maps, slopes)[0] for out in (found, expected))
@@ -290,31 +291,53 @@ def test_fewer_products_round_little_worse(side: int) -> None:
     assert own_error < 8 * their_error
 
 
-def test_fewer_products_are_for_float32_alone() -> None:
-    torch.manual_seed(0)
-    conv, maps = torch.nn.Conv2d(16, 24, 3, padding=1).requires_grad_(False), torch.randn(5, 16, 4, 4)
-    with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(Winograd(conv, 4)(maps), conv(maps))
+@pytest.fixture
+def eight_are_wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Narrow layers are multiplied as wide ones are, in less time."""
+    monkeypatch.setattr(products, "FEWEST_CHANNELS", 8)
 
 
+@pytest.mark.usefixtures("eight_are_wide")
+@pytest.mark.parametrize(("dtype", "multiplied"), [("float32", 1), ("bfloat16", 0)])
+def test_fewer_products_are_for_float32_alone(dtype: str, multiplied: int) -> None:
+    module, images = wide(8, padding=1), torch.rand(IMAGES, 1, 4, 4)
+    classifier = fn.Classifier(module).eval().as_dtype(dtype)
+    (first, *_) = executed_layers(classifier, images)
+    way, site = Exact(classifier, images), first.site("conv")
+    for graph in (way.split(site).rest, way.whole(site).graph, way.recorded):
+        assert sum(isinstance(one, Winograd) for one in graph.modules()) == multiplied
+
+
+@pytest.mark.usefixtures("eight_are_wide")
 @pytest.mark.parametrize(
     ("channels", "side", "options", "multiplied"),
     [
-        (FEWEST_CHANNELS, 4, {"padding": 1}, 1),
-        (FEWEST_CHANNELS, 2, {"padding": 1, "bias": False}, 1),
-        (FEWEST_CHANNELS, 4, {"padding": 1, "stride": 2}, 0),
-        (FEWEST_CHANNELS, 4, {"padding": 1, "groups": 2}, 0),
-        (FEWEST_CHANNELS, 4, {"padding": 2, "dilation": 2}, 0),
-        (FEWEST_CHANNELS, 4, {"padding": 1, "padding_mode": "circular"}, 0),
-        (FEWEST_CHANNELS, 3, {"padding": 1}, 0),
-        (FEWEST_CHANNELS // 2, 4, {"padding": 1}, 0),
+        (8, 4, {"padding": 1}, 1),
+        (8, 2, {"padding": 1}, 1),
+        (8, 4, {"padding": 1, "bias": False}, 0),
+        (8, 4, {"padding": 1, "stride": 2}, 0),
+        (8, 4, {"padding": 1, "groups": 2}, 0),
+        (8, 4, {"padding": 2, "dilation": 2}, 0),
+        (8, 4, {"padding": 1, "padding_mode": "circular"}, 0),
+        (8, 3, {"padding": 1}, 0),
+        (4, 4, {"padding": 1}, 0),
     ],
 )
 def test_wide_layers_of_small_maps_take_fewer_products(
     channels: int, side: int, options: dict[str, Any], multiplied: int
 ) -> None:
+    classifier = fn.Classifier(wide(channels, **options), mean=[0.4], std=[0.3])
+    images = torch.rand(IMAGES, 1, side, side)
+    assert_exact(classifier, images)
+    (first, *_) = executed_layers(classifier, images)
+    rest = Exact(classifier, images).split(first.site("conv")).rest
+    assert sum(isinstance(one, Winograd) for one in rest.modules()) == multiplied
+
+
+def wide(channels: int, **options: Any) -> torch.nn.Sequential:
+    """A convolution between so many channels, which is neither the first nor the last layer."""
     torch.manual_seed(0)
-    module = torch.nn.Sequential(
+    return torch.nn.Sequential(
         torch.nn.Conv2d(1, 4, 3, padding=1),
         torch.nn.Conv2d(4, channels, 1),
         torch.nn.ReLU(),
@@ -324,11 +347,44 @@ def test_wide_layers_of_small_maps_take_fewer_products(
         torch.nn.Flatten(),
         torch.nn.Linear(channels, 3),
     )
-    classifier, images = fn.Classifier(module, mean=[0.4], std=[0.3]), torch.rand(IMAGES, 1, side, side)
+
+
+@pytest.mark.usefixtures("eight_are_wide")
+@pytest.mark.parametrize("norm", [True, False])
+@pytest.mark.parametrize(("channels", "side"), [(8, 4), (8, 2), (4, 2)])
+def test_a_convolution_that_is_called_twice_is_multiplied_twice(norm: bool, channels: int, side: int) -> None:
+    module = wide(channels, padding=1)
+    again = [module[3], torch.nn.BatchNorm2d(channels) if norm else torch.nn.Identity(), module[4]]
+    classifier = fn.Classifier(torch.nn.Sequential(*module[:3], *again, *again, *module[5:])).eval()
+    images = torch.rand(IMAGES, 1, side, side)
     assert_exact(classifier, images)
     (first, *_) = executed_layers(classifier, images)
-    rest = Exact(classifier, images).split(first.site("conv")).rest
-    assert sum(isinstance(one, Winograd) for one in rest.modules()) == multiplied
+    called = called_in(Exact(classifier, images).split(first.site("conv")).rest)
+    assert sum(issubclass(one, Winograd | SmallMaps) for one in called) == 2
+
+
+def hooked_after(layer: torch.nn.Module) -> None:
+    layer.register_forward_hook(lambda _, __, output: output * 2)
+
+
+def hooked_before(layer: torch.nn.Module) -> None:
+    layer.register_forward_pre_hook(lambda _, inputs: (inputs[0] * 2,))
+
+
+def changed(layer: torch.nn.Module) -> None:
+    forward = layer.forward
+    layer.forward = lambda maps: forward(maps) * 2
+
+
+@pytest.mark.usefixtures("eight_are_wide")
+@pytest.mark.parametrize("disturb", [hooked_after, hooked_before, changed])
+@pytest.mark.parametrize("place", [1, 2, 3, 7])
+def test_what_is_done_around_a_layer_is_not_lost(
+    disturb: Callable[[torch.nn.Module], None], place: int
+) -> None:
+    module = wide(8, padding=1)
+    disturb(module[place])
+    assert_exact(fn.Classifier(module).eval(), torch.rand(IMAGES, 1, 4, 4))
 
 
 @pytest.mark.parametrize("size", [(8, 8), (7, 4), (2, 2), (1, 1)])
@@ -447,7 +503,7 @@ def splits_of(module: torch.nn.Module, images: torch.Tensor) -> list[Split]:
 
 def called_in(rest: torch.fx.GraphModule) -> list[type[torch.nn.Module]]:
     """The classes of the modules that a graph calls, in order."""
-    modules = dict(rest.named_modules())
+    modules = dict(rest.named_modules(remove_duplicate=False))
     return [type(modules[str(node.target)]) for node in rest.graph.nodes if node.op == "call_module"]
 
 

@@ -46,7 +46,8 @@ class Exact:
     def split(self, site: Site) -> Split:
         """The graph split at a site."""
         if site not in self._splits:
-            self._splits[site] = split(self.traced, site)
+            with self.classifier.computing():
+                self._splits[site] = split(self.traced, site)
         return self._splits[site]
 
     def walk(self, images: torch.Tensor, sites: Sequence[Site]) -> ExactWalk:
@@ -55,13 +56,15 @@ class Exact:
     def whole(self, site: Site) -> Unsplit:
         """The graph not split at a site."""
         if site not in self._whole:
-            self._whole[site] = leave_whole(self.traced, site)
+            with self.classifier.computing():
+                self._whole[site] = leave_whole(self.traced, site)
         return self._whole[site]
 
     @cached_property
     def recorded(self) -> fx.GraphModule:
         """From inputs to all values of the graph, by name."""
-        return record(self.traced)
+        with self.classifier.computing():
+            return record(self.traced)
 
     def network(self, site: Site, intervention: Intervention) -> Network:
         """From images, one for each pair, to logits with the channel replaced; differentiable."""

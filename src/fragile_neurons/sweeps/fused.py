@@ -11,7 +11,8 @@ from torch import fx, nn
 from torch.nn import functional
 from torch.nn.grad import conv2d_input
 
-from fragile_neurons.sweeps.products import StridedPixels, is_plain
+from fragile_neurons.sweeps.graph import layers_by_name
+from fragile_neurons.sweeps.products import PRODUCTS, is_plain
 
 SUMS = {operator.add, torch.add}
 RECTIFICATIONS = {functional.relu, torch.relu}
@@ -84,7 +85,7 @@ class Differentiable(torch.autograd.Function):
         return None, before, slopes if ctx.needs_input_grad[2] else None
 
 
-NEW = (nn.Conv2d, nn.BatchNorm2d, nn.MaxPool2d, nn.ReLU, FusedConv, StridedPixels)
+NEW = (nn.Conv2d, nn.BatchNorm2d, nn.MaxPool2d, nn.ReLU, FusedConv, *PRODUCTS)
 
 
 def _can_fuse(maps: torch.Tensor | None) -> bool:
@@ -103,7 +104,7 @@ def fuse(rest: fx.GraphModule, shapes: Mapping[fx.Node, torch.Size], *, rectify:
 
     rectify: whether rectifications, too, which is for networks that make no NaN.
     """
-    modules = dict(rest.named_modules())
+    modules = layers_by_name(rest)
     order = {node: position for position, node in enumerate(rest.graph.nodes)}
     overwritten: set[object] = set()
 

@@ -72,6 +72,7 @@ def trace(module: nn.Module, inputs: torch.Tensor) -> Traced:
     except Exception as error:  # control flow on values, and whatever else a foreign forward does
         raise UntraceableError(f"torch.fx: {' '.join(str(error).split())[:200]}") from error
     _put_out_of_place(graph)
+    _hide_what_torch_has_not_made(graph)
     graph.eval().requires_grad_(False)
     graph.to(memory_format=torch.channels_last)
     try:
@@ -174,6 +175,34 @@ def _clear_inplace_argument(node: fx.Node) -> bool:
     return True
 
 
+class Opaque(nn.Module):
+    """A layer with hooks or with a forward of its own, which nobody may take for what its class says."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, *inputs: object) -> object:
+        return self.layer(*inputs)
+
+
+def _hide_what_torch_has_not_made(graph: fx.GraphModule) -> None:
+    for name in {str(node.target) for node in graph.graph.nodes if node.op == "call_module"}:
+        layer = graph.get_submodule(name)
+        hooks = (
+            *(layer._forward_pre_hooks, layer._forward_hooks),
+            *(layer._backward_pre_hooks, layer._backward_hooks),
+        )
+        home = type(layer).forward.__module__
+        if any(hooks) or "forward" in vars(layer) or not home.startswith("torch.nn.modules."):
+            graph.add_submodule(name, Opaque(layer))
+
+
+def layers_by_name(graph: fx.GraphModule) -> dict[str, Any]:
+    """Each layer under every name by which nodes call it."""
+    return dict(graph.named_modules(remove_duplicate=False))
+
+
 def lighten(traced: Traced, apart: Collection[str]) -> fx.GraphModule:
     """A copy of the graph that does less for the same values.
 
@@ -184,7 +213,7 @@ def lighten(traced: Traced, apart: Collection[str]) -> fx.GraphModule:
     copied = fx.Graph()
     copied.output(copied.graph_copy(traced.graph.graph, {}))
     light = fx.GraphModule(traced.graph, copied)
-    modules = dict(light.named_modules())
+    modules = layers_by_name(light)
     for node in list(copied.nodes):
         before = node.args[0] if node.args else None
         if not isinstance(before, fx.Node):

@@ -10,13 +10,41 @@ import torch
 from torch import fx, nn
 from torch.nn import functional
 
-from fragile_neurons.sweeps.graph import Traced
+from fragile_neurons.sweeps.graph import Traced, layers_by_name
 
 LARGEST = 1 << 24  # values of the matrices that stand for a convolution
 FEWEST_CHANNELS = 128  # with which `Winograd` saves more than it adds
 LEAST_JOINED = 0.75  # of pixels and outputs, with which `SmallMaps` saves more than its zeros cost
 
-Bilinear = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+Matrix = Sequence[Sequence[float]]
+
+S = math.sqrt(2)
+KARATSUBA: tuple[Matrix, Matrix, Matrix] = (
+    [[1, 1], [0, 1], [1, 0]],
+    [[0, 1, 0], [0, -1, 1], [1, -1, 0]],
+    [[1, 1, 0], [1, 0, 1]],
+)
+TOOM_COOK: tuple[Matrix, Matrix, Matrix] = (
+    [
+        [0, -5 / 2, 0, 1],
+        [2 * S / 3, 4 / 3, -S / 3, -2 / 3],
+        [-2 * S / 3, 4 / 3, S / 3, -2 / 3],
+        [-S / 12, -1 / 12, S / 6, 1 / 6],
+        [S / 12, -1 / 12, -S / 6, 1 / 6],
+        [1, 0, -5 / 2, 0],
+    ],
+    [[1, 0, 0], [1, S / 2, 1 / 2], [1, -S / 2, 1 / 2], [1, S, 2], [1, -S, 2], [0, 0, 1]],
+    [
+        [1, 1, 1, 1, 1, 0],
+        [0, S / 2, -S / 2, S, -S, 0],
+        [0, 1 / 2, 1 / 2, 2, 2, 0],
+        [0, S / 4, -S / 4, 2 * S, -2 * S, 1],
+    ],
+)
+"""At the points 0, +-sqrt(1/2), +-sqrt(2) and infinity: of those that were tried the ones that err least."""
+
+ALONG_AN_AXIS = {2: KARATSUBA, 4: TOOM_COOK}
+"""By the pixels of a side: there, taps, back of `Winograd`."""
 
 
 class QuickLinear(nn.Module):
@@ -45,7 +73,7 @@ class StridedPixels(nn.Module):
 
 
 class SmallMaps(nn.Module):
-    """A convolution of maps so small that most outputs read every pixel: one product of matrices.
+    """A convolution of maps so small that nearly every output reads every pixel: a product of matrices.
 
     size: height and width of the maps. Zeros stand where no tap joins a pixel to an output.
     """
@@ -91,31 +119,26 @@ def _outputs(conv: nn.Conv2d, size: Sequence[int]) -> list[int]:
 
 
 class Winograd(nn.Module):
-    """A convolution by 3 x 3 of maps of 2 x 2 or 4 x 4 pixels, zeros around them, in fewer products.
+    """A convolution by 3 x 3, with a bias and zeros around, of maps of 2 x 2 or 4 x 4 pixels: fewer products.
 
     Along an axis it is back @ ((taps @ kernel) * (there @ maps)), 3 products for 2 pixels and 6 for 4. Its
-    roundings are some times those of the sum itself: of 4 pixels 3 times after a ReLU, 7 before. Elsewhere
-    than on the CPU in float32 it is the convolution.
+    roundings follow the largest pixel of a map; where pixels are alike they are up to 3 times oneDNN's.
     Source: Winograd 1980, Arithmetic Complexity of Computations; Lavin and Gray 2016, arXiv:1509.09308.
     """
 
     def __init__(self, conv: nn.Conv2d, side: int) -> None:
         super().__init__()
-        there, taps, back = ALONG_AN_AXIS[side]
+        assert conv.bias is not None
         kernels = conv.weight.detach().double()
-        taps = taps.to(kernels.device)
+        there, taps, back = (kernels.new_tensor(one) for one in ALONG_AN_AXIS[side])
         products = torch.einsum("pa,qb,oiab->pqoi", taps, taps, kernels).flatten(0, 2)
-        self.conv, self.points = conv, len(there) ** 2
+        self.bias, self.points = conv.bias, len(there) ** 2
         self.products = nn.Parameter(products.to(conv.weight)[..., None, None], requires_grad=False)
         self.there, self.back = (
             nn.Parameter(torch.kron(one, one).to(conv.weight), requires_grad=False) for one in (there, back)
         )
 
     def forward(self, maps: torch.Tensor) -> torch.Tensor:
-        found: torch.Tensor
-        if not is_plain(maps):
-            found = self.conv(maps)
-            return found
         pixels = maps.movedim(1, -1).flatten(1, 2)  # (n, pixels, channels)
         images = len(pixels)
         ready = torch.bmm(self.there.expand(images, -1, -1), pixels)  # (n, points, channels)
@@ -124,36 +147,7 @@ class Winograd(nn.Module):
         products = functional.conv2d(one_map, self.products, groups=self.points)
         products = products.movedim(1, -1).reshape(images, self.points, -1)
         found = torch.bmm(self.back.expand(images, -1, -1), products)
-        if self.conv.bias is not None:
-            found.add_(self.conv.bias)
-        return found.view(images, *maps.shape[2:], -1).movedim(-1, 1)
-
-
-def _of_two() -> Bilinear:
-    """Karatsuba's three products."""
-    return (
-        torch.tensor([[1.0, 1.0], [0.0, 1.0], [1.0, 0.0]]).double(),
-        torch.tensor([[0.0, 1.0, 0.0], [0.0, -1.0, 1.0], [1.0, -1.0, 0.0]]).double(),
-        torch.tensor([[1.0, 1.0, 0.0], [1.0, 0.0, 1.0]]).double(),
-    )
-
-
-def _of_four() -> Bilinear:
-    """The products of polynomials at five points and at infinity, by Toom and Cook, transposed.
-
-    Of the points that were tried these err least.
-    """
-    points = torch.tensor([0.0, 0.5**0.5, -(0.5**0.5), 2**0.5, -(2**0.5)], dtype=torch.float64)
-
-    def at_points(terms: int) -> torch.Tensor:
-        powers = points[:, None] ** torch.arange(terms)
-        return torch.cat([powers, torch.eye(terms, dtype=torch.float64)[-1:]])
-
-    return torch.linalg.inv(at_points(6)).mT[:, 1:-1], at_points(3), at_points(4).mT
-
-
-ALONG_AN_AXIS = {2: _of_two(), 4: _of_four()}
-"""By the pixels of a side: there, taps, back."""
+        return found.add_(self.bias).view(images, *maps.shape[2:], -1).movedim(-1, 1)
 
 
 def multiply(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
@@ -177,35 +171,46 @@ def is_plain(values: torch.Tensor) -> bool:
 
 def take_products(rest: fx.GraphModule, shapes: Mapping[fx.Node, torch.Size], traced: Traced) -> None:
     """Let products of matrices do what they do in less time; shapes: of the nodes."""
-    modules = dict(rest.named_modules())
+    layers = layers_by_name(rest)
     for node in rest.graph.nodes:
-        layer = modules.get(str(node.target)) if node.op == "call_module" else None
-        product: nn.Module | None = None
-        if type(layer) is nn.Linear and not (layer._forward_hooks or layer._forward_pre_hooks):
-            product = QuickLinear(layer)
-        elif isinstance(layer, nn.Conv2d):
-            product = _product_for(layer, shapes[node.args[0]][1:], shapes[node][1:], traced)
-        if product is not None:
+        layer = layers.get(str(node.target)) if node.op == "call_module" else None
+        found: nn.Module | None = None
+        if isinstance(layer, nn.Linear):
+            found = QuickLinear(layer)
+        elif isinstance(layer, nn.Conv2d) and layer.groups == 1:
+            found = _product_for(layer, shapes[node.args[0]][1:], shapes[node][1:], traced)
+        if found is not None:
             node.target = f"multiplied_{node.name}"
-            rest.add_submodule(node.target, product)
+            rest.add_submodule(node.target, found)
     rest.delete_all_unused_submodules()
     rest.recompile()
 
 
 def _product_for(conv: nn.Conv2d, before: torch.Size, after: torch.Size, traced: Traced) -> nn.Module | None:
     """What stands for a convolution of maps of these shapes, (channels, height, width), if anything does."""
-    if conv.groups > 1 or conv.padding_mode != "zeros" or isinstance(conv.padding, str):
-        return None
-    height, width = before[1:]
     if conv.kernel_size == (1, 1) and conv.padding == (0, 0) and conv.stride != (1, 1):
         return StridedPixels(conv)
-    shape = conv.kernel_size, conv.padding, conv.stride, conv.dilation
-    if shape == ((3, 3), (1, 1), (1, 1), (1, 1)) and height == width and height in ALONG_AN_AXIS:
-        channels, points = (before[0], after[0]), len(ALONG_AN_AXIS[height][0]) ** 2
-        if min(channels) >= FEWEST_CHANNELS and points * math.prod(channels) <= LARGEST:
-            return traced.make(Winograd, conv, height)
+    if conv.padding_mode != "zeros" or isinstance(conv.padding, str):
+        return None
+    if _suits_winograd(conv, before, after):
+        return traced.make(Winograd, conv, before[1])
     joined = math.prod(len(_taps(conv, axis, side)) for axis, side in enumerate(before[1:]))
     few_zeros = joined >= LEAST_JOINED * before[1:].numel() * after[1:].numel()
     if few_zeros and before.numel() * after.numel() <= LARGEST:
         return traced.make(SmallMaps, conv, before[1:])
     return None
+
+
+def _suits_winograd(conv: nn.Conv2d, before: torch.Size, after: torch.Size) -> bool:
+    """Shapes as of `_product_for`."""
+    channels, (height, width) = (before[0], after[0]), before[1:]
+    shape = conv.kernel_size, conv.padding, conv.stride, conv.dilation
+    if shape != ((3, 3), (1, 1), (1, 1), (1, 1)) or height != width or height not in ALONG_AN_AXIS:
+        return False
+    values = len(ALONG_AN_AXIS[height][0]) ** 2 * math.prod(channels)
+    wide = min(channels) >= FEWEST_CHANNELS and values <= LARGEST
+    # without a bias a sum over black pixels is exactly 0, and has to stay so: slopes change there
+    return wide and conv.bias is not None and is_plain(conv.weight)
+
+
+PRODUCTS = (QuickLinear, StridedPixels, SmallMaps, Winograd)

@@ -13,8 +13,8 @@ from torch import fx, nn
 from torch.nn import functional
 
 from fragile_neurons.sweeps.fused import FusedConv, fuse, is_rectification
-from fragile_neurons.sweeps.graph import Traced
-from fragile_neurons.sweeps.products import QuickLinear, SmallMaps, StridedPixels, Winograd, take_products
+from fragile_neurons.sweeps.graph import Traced, layers_by_name
+from fragile_neurons.sweeps.products import PRODUCTS, take_products
 
 INPLACE_FUNCTIONS = {functional.relu, functional.relu6, functional.silu, functional.hardswish}
 
@@ -47,7 +47,7 @@ class HalvedMaps(nn.Module):
 
 def _halve_maps(rest: fx.GraphModule, shapes: dict[fx.Node, torch.Size]) -> None:
     """Let max-pooling of 2 x 2 be maxima; a rectification that it alone reads follows it, on fewer values."""
-    modules = dict(rest.named_modules())
+    modules = layers_by_name(rest)
     for node in list(rest.graph.nodes):
         if len(shapes.get(node, ())) != 4 or not _halves(node, modules):
             continue
@@ -92,7 +92,7 @@ def _halves(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
 
 def _flatten_as_it_lies(rest: fx.GraphModule, shapes: Mapping[fx.Node, torch.Size], traced: Traced) -> None:
     """Let a linear layer read maps channels last, as they lie in memory: its weights move instead."""
-    modules = dict(rest.named_modules())
+    modules = layers_by_name(rest)
     for node in list(rest.graph.nodes):
         linear = modules.get(str(node.target)) if node.op == "call_module" else None
         flat = node.args[0] if node.args else None
@@ -127,7 +127,7 @@ def _flatten_channels_last(maps: torch.Tensor) -> torch.Tensor:
 
 def _put_in_place(rest: fx.GraphModule, shapes: Mapping[fx.Node, torch.Size]) -> None:
     """Let activations and sums overwrite an input that nobody else reads: every value here is its own."""
-    modules = dict(rest.named_modules())
+    modules = layers_by_name(rest)
 
     def is_free(node: object, reader: fx.Node) -> bool:
         if not isinstance(node, fx.Node) or len(node.users) > 1 or shapes.get(node) != shapes.get(reader):
@@ -157,7 +157,4 @@ def _put_in_place(rest: fx.GraphModule, shapes: Mapping[fx.Node, torch.Size]) ->
     rest.recompile()
 
 
-PRODUCING = (
-    *(nn.Conv2d, FusedConv, StridedPixels, SmallMaps, Winograd, HalvedMaps),
-    *(nn.Linear, QuickLinear, nn.BatchNorm2d),
-)
+PRODUCING = (nn.Conv2d, FusedConv, HalvedMaps, nn.Linear, nn.BatchNorm2d, *PRODUCTS)

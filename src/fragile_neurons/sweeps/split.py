@@ -13,7 +13,7 @@ from fragile_neurons.interventions import Replacement, put
 from fragile_neurons.neurons import Site
 from fragile_neurons.sweeps.channelwise import Place, follow
 from fragile_neurons.sweeps.fused import makes_no_nan
-from fragile_neurons.sweeps.graph import Traced, UntraceableError, lighten
+from fragile_neurons.sweeps.graph import Traced, UntraceableError, layers_by_name, lighten
 from fragile_neurons.sweeps.pairs import Pairs
 from fragile_neurons.sweeps.quick import enter_halved, quicken
 
@@ -96,7 +96,7 @@ def record(traced: Traced) -> fx.GraphModule:
 def split(traced: Traced, site: Site) -> Split:
     """Split at a site; raises UntraceableError where the rows of the rest would not be images."""
     whole, shapes, intervention, puts = _intervened(traced, site)
-    modules = dict(whole.named_modules())
+    modules = layers_by_name(whole)
     places: dict[fx.Node, Place] = {}
     starts: dict[fx.Node, str] = {}
     dependent: set[fx.Node] = set()
