@@ -13,7 +13,8 @@ from fragile_neurons.interventions import Replacement, put
 from fragile_neurons.neurons import Site
 from fragile_neurons.sweeps.channelwise import Place, follow
 from fragile_neurons.sweeps.fused import makes_no_nan
-from fragile_neurons.sweeps.graph import Traced, UntraceableError, layers_by_name, lighten
+from fragile_neurons.sweeps.graph import Traced, UntraceableError, layers_by_name
+from fragile_neurons.sweeps.lighten import lighten
 from fragile_neurons.sweeps.pairs import Pairs
 from fragile_neurons.sweeps.quick import enter_halved, quicken
 
